@@ -1,0 +1,1 @@
+"""Language models: one transformer, its weights and tokenizers, generation, and what adapts it."""

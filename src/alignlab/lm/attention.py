@@ -1,0 +1,129 @@
+"""Multi-head attention (Vaswani et al. 2017) with grouped queries, rotary positions, windows and soft caps.
+
+Two paths give the same numbers: `attend_explicitly` is the one to read, and the one that taps on scores or pattern and
+soft caps use; otherwise `torch.nn.functional.scaled_dot_product_attention` does the same work fused.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from jaxtyping import Bool, Float, Int
+from torch import Tensor, nn
+
+from alignlab.lm.cache import KVCache
+from alignlab.lm.config import GPTConfig
+from alignlab.lm.linear import project
+from alignlab.lm.norm import make_norm
+from alignlab.lm.rotary import Rotation, rotate
+from alignlab.lm.taps import Taps
+
+
+@dataclass
+class Context:
+    """What every layer of one forward pass shares."""
+
+    mask: Bool[Tensor, "batch 1 query key"] | None
+    """True where a query may look; None means plain causal attention over the same tokens, or (one query) over all."""
+    rotation: Rotation | None
+    cache: KVCache | None
+
+
+def causal_mask(
+    query_positions: Int[Tensor, "batch query"],
+    key_positions: Int[Tensor, "batch key"],
+    window: int | None,
+    same_document: Bool[Tensor, "batch query key"] | None = None,
+) -> Bool[Tensor, "batch 1 query key"]:
+    """True where a key is a real token (position ≥ 0) of the same document, not after the query, inside the window.
+
+    Padding queries (position -1) look at everything, so that no softmax is over an empty set; nobody reads them.
+    """
+    q, k = query_positions[:, :, None], key_positions[:, None, :]
+    mask = (k >= 0) & (k <= q)
+    if window is not None:
+        mask &= k > q - window
+    if same_document is not None:
+        mask &= same_document
+    return (mask | (q < 0)).unsqueeze(1)
+
+
+class MultiHeadAttention(nn.Module):
+    """`softmax(scale · q kᵀ + mask) v` for `n_heads` query heads that share `n_kv_heads` key and value heads."""
+
+    def __init__(self, config: GPTConfig, layer: int, taps: Taps | None = None) -> None:
+        super().__init__()
+        self.config, self.layer, self.prefix = config, layer, f"blocks.{layer}.attn."
+        self.taps = Taps() if taps is None else taps
+        d_q, d_kv = config.n_heads * config.d_head, config.n_kv_heads * config.d_head
+        self.q = nn.Linear(config.d_model, d_q, bias=config.qkv_bias)
+        self.k = nn.Linear(config.d_model, d_kv, bias=config.qkv_bias)
+        self.v = nn.Linear(config.d_model, d_kv, bias=config.qkv_bias)
+        self.o = nn.Linear(d_q, config.d_model, bias=config.out_bias)
+        self.q_norm = make_norm(config, self.taps, None, config.d_head) if config.qk_norm else None
+        self.k_norm = make_norm(config, self.taps, None, config.d_head) if config.qk_norm else None
+        self.scale = config.d_head**-0.5 if config.attn_scale is None else config.attn_scale
+
+    def forward(self, x: Float[Tensor, "batch pos d_model"], context: Context) -> Float[Tensor, "batch pos d_model"]:
+        batch, pos, _ = x.shape
+        d_head, taps, prefix = self.config.d_head, self.taps, self.prefix
+        q = project(self.q, x).view(batch, pos, -1, d_head)
+        k = project(self.k, x).view(batch, pos, -1, d_head)
+        v = project(self.v, x).view(batch, pos, -1, d_head)
+        if taps:
+            q, k, v = (taps(f"{prefix}hook_{name}", t) for name, t in (("q", q), ("k", k), ("v", v)))
+        if self.q_norm is not None and self.k_norm is not None:
+            q, k = self.q_norm(q), self.k_norm(k)
+        if context.rotation is not None:
+            q, k = rotate(q, context.rotation), rotate(k, context.rotation)
+            if taps:
+                q, k = taps(f"{prefix}hook_rot_q", q), taps(f"{prefix}hook_rot_k", k)
+        if context.cache is not None:
+            k, v = context.cache.append(self.layer, k, v)
+        else:
+            k, v = k.transpose(1, 2), v.transpose(1, 2)
+        z = self.attend(q.transpose(1, 2), k, v, context.mask)  # (batch, pos, head, d_head)
+        if taps:
+            z = taps(f"{prefix}hook_z", z)
+        return project(self.o, z.reshape(batch, pos, -1))
+
+    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Float[Tensor, "batch pos head d_head"]:
+        """Heads first: q (batch, n_heads, query, d_head), k and v (batch, n_kv_heads, key, d_head)."""
+        watched = self.taps and (
+            f"{self.prefix}hook_attn_scores" in self.taps or f"{self.prefix}hook_pattern" in self.taps
+        )
+        if watched or self.config.attn_softcap is not None:
+            return self.attend_explicitly(q, k, v, mask).transpose(1, 2)
+        batch, n_heads, n_query, d_head = q.shape
+        groups = n_heads // k.shape[1]
+        if n_query == 1:
+            # One query sees every unmasked key, so the heads of a group can stand in for the query dimension:
+            # keys and values are then read once per group instead of being repeated for each head.
+            z = F.scaled_dot_product_attention(
+                q.view(batch, -1, groups, d_head), k, v, attn_mask=mask, scale=self.scale
+            )
+            return z.reshape(batch, 1, n_heads, d_head)
+        if groups > 1:
+            k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+        z = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=self.scale)
+        return z.transpose(1, 2)
+
+    def attend_explicitly(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
+        """The definition, written out, in (batch, head, pos, d_head)."""
+        groups, n_query, n_key = q.shape[1] // k.shape[1], q.shape[2], k.shape[2]
+        k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+        scores = (q @ k.transpose(-1, -2)) * self.scale
+        if self.config.attn_softcap is not None:
+            scores = self.config.attn_softcap * torch.tanh(scores / self.config.attn_softcap)
+        if mask is None and n_query > 1:
+            mask = torch.ones(n_query, n_key, dtype=torch.bool, device=q.device).tril()
+        if mask is not None:
+            scores = scores.masked_fill(~mask, float("-inf"))
+        if self.taps:
+            scores = self.taps(f"{self.prefix}hook_attn_scores", scores)
+        pattern = scores.float().softmax(-1).to(v.dtype)
+        if self.taps:
+            pattern = self.taps(f"{self.prefix}hook_pattern", pattern)
+        return pattern @ v

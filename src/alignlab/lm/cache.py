@@ -1,0 +1,59 @@
+"""The key-value cache: preallocated once for a batch, filled column by column."""
+
+from __future__ import annotations
+
+import torch
+from jaxtyping import Bool, Int
+from torch import Tensor
+
+from alignlab.core.errors import ModelError
+from alignlab.lm.config import GPTConfig
+
+
+class KVCache:
+    """Keys and values of everything a batch has read so far.
+
+    Column c of row b holds a token at position `positions[b, c]`, or padding where that is -1; padding may stand
+    anywhere, so rows of different length share a batch and a shared prefix can come before the padding.
+    """
+
+    def __init__(self, config: GPTConfig, batch: int, capacity: int, *, device: torch.device, dtype: torch.dtype):
+        shape = (config.n_layers, batch, config.n_kv_heads, capacity, config.d_head)
+        self.keys = torch.empty(shape, device=device, dtype=dtype)
+        self.values = torch.empty(shape, device=device, dtype=dtype)
+        self.positions = torch.full((batch, capacity), -1, device=device)
+        self.next_position = torch.zeros(batch, dtype=torch.long, device=device)
+        self.length = 0
+        self.padded = False
+
+    @property
+    def capacity(self) -> int:
+        return self.positions.shape[1]
+
+    def begin(self, tokens: Int[Tensor, "batch pos"], real: Bool[Tensor, "batch pos"] | None) -> Int[Tensor, "batch pos"]:
+        """Claim columns for new tokens (`real` is False on padding) and return their positions, -1 on padding."""
+        width = tokens.shape[1]
+        if self.length + width > self.capacity:
+            raise ModelError(f"the cache holds {self.capacity} tokens, {self.length + width} are needed")
+        if real is None:
+            positions = self.next_position[:, None] + torch.arange(width, device=tokens.device)
+            self.next_position = self.next_position + width
+        else:
+            positions = torch.where(real, self.next_position[:, None] + real.long().cumsum(1) - 1, -1)
+            self.next_position = self.next_position + real.sum(1)
+            self.padded = True
+        self.positions[:, self.length : self.length + width] = positions
+        self.length += width
+        return positions
+
+    def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
+        """Write a layer's new keys and values (batch, pos, head, d_head); return all so far (batch, head, pos, d_head)."""
+        start = self.length - k.shape[1]
+        self.keys[layer, :, :, start : self.length] = k.transpose(1, 2)
+        self.values[layer, :, :, start : self.length] = v.transpose(1, 2)
+        return self.keys[layer, :, :, : self.length], self.values[layer, :, :, : self.length]
+
+    def select(self, rows: Int[Tensor, " kept"]) -> None:
+        """Keep only `rows`, in that order; a row may be named twice (a shared prefix is spread this way)."""
+        self.keys, self.values = self.keys[:, rows], self.values[:, rows]
+        self.positions, self.next_position = self.positions[rows], self.next_position[rows]
