@@ -1,0 +1,76 @@
+"""The `alignlab` command: one table from names to functions, each imported only when it is called."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import sys
+
+from alignlab.core.errors import AlignlabError
+
+COMMANDS: dict[str, tuple[str, str]] = {
+    "align": ("alignlab.align.cli:align", "align a model with a constitution, end to end, with a report"),
+    "chat": ("alignlab.lm.chat:chat", "talk to a model in the terminal"),
+    "compare": ("alignlab.lm.chat:compare", "put the same prompt to two models, side by side"),
+    "models": ("alignlab.lm.models_cli:models", "list, pull, show and export models"),
+    "runs": ("alignlab.core.runs_cli:runs", "list runs, show one, open its report"),
+    "report": ("alignlab.align.cli:report", "write the report of an alignment run again"),
+}
+
+
+def usage() -> str:
+    """The text of `alignlab --help`."""
+    width = max(map(len, COMMANDS))
+    table = "\n".join(f"  {name:<{width}}  {text}" for name, (_, text) in COMMANDS.items())
+    return (
+        "usage: alignlab COMMAND [ARGUMENTS]\n\n"
+        "An alignment laboratory: bring a model, align it, measure what changed, talk to it.\n\n"
+        f"{table}\n\n"
+        "`alignlab COMMAND --help` explains one command; `alignlab --version` prints the version."
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run one command and return its exit code: 0, 2 for a mistake of the user's, 130 for Ctrl-C."""
+    arguments = sys.argv[1:] if argv is None else argv
+    try:
+        return _dispatch(arguments)
+    except AlignlabError as error:
+        return _say(f"alignlab: {' '.join(str(error).split())}", 2)
+    except KeyboardInterrupt:
+        return _say("alignlab: stopped; a run goes on from here when the same command is given again", 130)
+    except BrokenPipeError:
+        # The reader of our output is gone (`alignlab runs list | head`); Python would complain once more at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 0
+
+
+def _dispatch(arguments: list[str]) -> int:
+    if not arguments or arguments[0] in ("-h", "--help", "help"):
+        print(usage())
+        return 0
+    name, *rest = arguments
+    if name in ("-V", "--version"):
+        from alignlab import __version__
+
+        print(f"alignlab {__version__}")
+        return 0
+    if name not in COMMANDS:
+        near = difflib.get_close_matches(name, COMMANDS, n=1)
+        hint = f"did you mean {near[0]!r}?" if near else f"allowed: {', '.join(COMMANDS)}"
+        return _say(f"alignlab: unknown command {name!r}, {hint}", 2)
+    module, _, function = COMMANDS[name][0].partition(":")
+    return getattr(importlib.import_module(module), function)(rest) or 0
+
+
+def _say(sentence: str, code: int) -> int:
+    try:
+        print(sentence, file=sys.stderr, flush=True)
+    except (OSError, ValueError):  # stderr is closed; the exit code still tells
+        pass
+    return code
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,1 @@
+"""The floor of the house: configuration, runs, files, seeds, devices, progress and errors."""

@@ -1,0 +1,98 @@
+"""From a config class to a command line: tyro's flags and help, one sentence for a mistake."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import io
+import re
+import typing
+from collections.abc import Iterator, Sequence
+from typing import Any, TypeVar
+
+from alignlab.core.config import load_yaml, unknown_name
+from alignlab.core.errors import ConfigError
+
+C = TypeVar("C")
+_BOX = "╭╮╰╯│"
+_RULE = re.compile(r"^[─\s]+$")
+
+
+def parse_cli(cls: type[C], args: Sequence[str], *, prog: str) -> C:
+    """The config `cls` from command-line arguments; flags and help come from its fields and their docstrings.
+
+    `--config FILE.yaml` loads a saved config whose values take the place of the defaults; flags override them.
+    `--help` prints and raises SystemExit(0). A wrong flag, value or file raises ConfigError with one sentence.
+    """
+    path, rest = _take_config(list(args))
+    extra: dict[str, Any] = {} if path is None else {"default": load_yaml(cls, path)}
+    import tyro
+
+    footer = "--config FILE.yaml loads a saved config; flags override its values."
+    description = f"{(cls.__doc__ or '').strip()}\n\n{footer}"
+    captured = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(captured):
+            return typing.cast(C, tyro.cli(cls, args=rest, prog=prog, description=description, **extra))
+    except SystemExit as stop:
+        if not stop.code:
+            raise
+        sentence = _sentence(captured.getvalue(), cls)
+    raise ConfigError(f"{prog}: {sentence} (see {prog} --help)")
+
+
+def _take_config(args: list[str]) -> tuple[str | None, list[str]]:
+    """Split off `--config FILE` or `--config=FILE`; what follows a lone `--` is left alone."""
+    path, rest = None, []
+    while args:
+        argument = args.pop(0)
+        if argument == "--":
+            return path, [*rest, argument, *args]
+        name, equals, value = argument.partition("=")
+        if name != "--config":
+            rest.append(argument)
+            continue
+        if path is not None:
+            raise ConfigError("--config is given twice, allowed: one file")
+        if not equals:
+            if not args:
+                raise ConfigError("--config has no value, allowed: the path of a YAML file")
+            value = args.pop(0)
+        path = value
+    return path, rest
+
+
+def _sentence(box: str, cls: type) -> str:
+    """The message of tyro's error box, without frame and help texts, as one sentence."""
+    lines = []
+    for line in box.splitlines():
+        if not line.strip() or line.strip()[0] in "╭╰":
+            continue
+        text = line.strip(_BOX + " ")
+        if _RULE.match(text) and text:
+            break
+        lines.append(text)
+    message = " ".join(" ".join(lines).split())
+    unrecognized = re.match(r"Unrecognized options: (.*)", message)
+    if unrecognized:
+        first = unrecognized[1].split(", ")[0]
+        if not first.startswith("-"):
+            return f"unexpected argument {first!r}"
+        return unknown_name(f"flag {first!r}", first.partition("=")[0], [*_flags(cls), "--config", "--help"])
+    missing = re.match(r"Missing from [^:]*: (.*)", message)
+    if missing:
+        return f"missing {re.sub(r' [(]required[)]', '', missing[1])}"
+    return message.rstrip(".") or "the arguments cannot be understood"
+
+
+def _flags(cls: Any, prefix: str = "") -> Iterator[str]:
+    """The long flags of a config class, nested ones dotted."""
+    hints = typing.get_type_hints(cls)
+    for field in dataclasses.fields(cls):
+        name = prefix + field.name.replace("_", "-")
+        if dataclasses.is_dataclass(hints[field.name]):
+            yield from _flags(hints[field.name], f"{name}.")
+        else:
+            yield f"--{name}"
+            if hints[field.name] is bool:
+                yield f"--{prefix}no-{field.name.replace('_', '-')}"
