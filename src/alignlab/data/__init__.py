@@ -1,0 +1,3 @@
+"""Prompt sets, labelled pairs, held-out prose, and packing of examples into rows."""
+
+from __future__ import annotations
