@@ -1,0 +1,118 @@
+"""From a model and its optimiser to a checkpoint and back, refusing the checkpoint of another model."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from alignlab.core.config import to_dict
+from alignlab.core.errors import TrainingError
+from alignlab.train.checkpoint import Checkpoint
+from alignlab.train.config import TrainConfig
+from alignlab.train.optim import trainable_parameters
+
+FREE_TO_CHANGE = ("checkpoint_every", "log_every")
+"""Settings that may differ between the two halves of a resumed training: they do not touch the weights."""
+_SAMPLED = 64
+
+
+def capture(
+    model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainConfig, step: int, history: list[dict[str, float]]
+) -> Checkpoint:
+    """Everything that the rest of a training depends on."""
+    parameters = trainable_parameters(model)
+    states = {
+        f"{key}.{name}": torch.as_tensor(value)
+        for name, parameter in parameters.items()
+        for key, value in optimizer.state[parameter].items()
+    }
+    state = {"config": to_dict(config), "model": fingerprint(model), "history": history}
+    return Checkpoint(step, {**parameters, **persistent_buffers(model)}, states, state)
+
+
+@torch.no_grad()
+def restore(
+    checkpoint: Checkpoint, model: nn.Module, optimizer: torch.optim.Optimizer, config: TrainConfig, where: str
+) -> list[dict[str, float]]:
+    """Put a checkpoint's state into `model` and `optimizer`, bit for bit; returns its history.
+
+    Raises:
+        TrainingError: the checkpoint belongs to another model or another configuration; names the first difference
+            and changes nothing.
+    """
+    saved_config = {k: v for k, v in checkpoint.state.get("config", {}).items() if k not in FREE_TO_CHANGE}
+    own_config = {k: v for k, v in to_dict(config).items() if k not in FREE_TO_CHANGE}
+    own_model = fingerprint(model)
+    for what, saved, own in (
+        ("model", checkpoint.state.get("model", {}), own_model),
+        ("training configuration", saved_config, own_config),
+    ):
+        difference = first_difference(saved, own)
+        if difference is not None:
+            raise TrainingError(f"checkpoint {where} is of another {what}: {difference}")
+    parameters = trainable_parameters(model)
+    targets = {**parameters, **persistent_buffers(model)}
+    difference = first_difference(_shapes(checkpoint.weights), _shapes(targets))
+    if difference is not None:
+        raise TrainingError(f"checkpoint {where} is of another model: {difference}")
+    for name, target in targets.items():
+        target.copy_(checkpoint.weights[name])
+    optimizer.state.clear()
+    for full_name, value in checkpoint.optimizer.items():
+        key, name = full_name.split(".", 1)
+        parameter = parameters[name]
+        # Scalars such as AdamW's step count live where the fused kernel wants them: with the parameter.
+        optimizer.state[parameter][key] = value.to(parameter.device)
+    return list(checkpoint.state.get("history", []))
+
+
+def fingerprint(model: nn.Module) -> dict[str, Any]:
+    """What identifies a model: class, configuration, trainable shapes, and a digest of the frozen weights.
+
+    The digest reads at most 64 values of each frozen tensor, spread over it: enough to tell two models apart, cheap
+    at any size.
+    """
+    config = getattr(model, "config", None)
+    digest = hashlib.sha256()
+    for name, parameter in model.named_parameters():
+        if not parameter.requires_grad:
+            flat = parameter.detach().flatten()
+            some = flat[:: max(1, flat.numel() // _SAMPLED)][:_SAMPLED].contiguous().cpu()
+            digest.update(f"{name} {_describe(parameter)} ".encode())
+            digest.update(some.view(torch.uint8).numpy().tobytes())
+    return {
+        "class": type(model).__name__,
+        "config": to_dict(config) if dataclasses.is_dataclass(config) and not isinstance(config, type) else {},
+        "trainable": _shapes(trainable_parameters(model)),
+        "frozen weights": digest.hexdigest(),
+    }
+
+
+def first_difference(saved: Any, own: Any, name: str = "") -> str | None:
+    """The first place where two trees of plain values differ, as `name is X there and Y here`; None where they agree."""
+    if isinstance(saved, Mapping) and isinstance(own, Mapping):
+        for key in [*own, *(key for key in saved if key not in own)]:
+            found = first_difference(saved.get(key, "absent"), own.get(key, "absent"), f"{name}.{key}" if name else key)
+            if found is not None:
+                return found
+        return None
+    return None if saved == own else f"{name} is {saved} there and {own} here"
+
+
+def persistent_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Buffers that belong to the model's state, such as the running means of a batch norm."""
+    kept = model.state_dict(keep_vars=True).keys()
+    return {name: buffer for name, buffer in model.named_buffers() if name in kept}
+
+
+def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    return {name: _describe(tensor) for name, tensor in tensors.items()}
+
+
+def _describe(tensor: Tensor) -> str:
+    return f"{str(tensor.dtype).removeprefix('torch.')}{list(tensor.shape)}"
