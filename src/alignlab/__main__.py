@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
+import errno
 import importlib
 import os
 import sys
@@ -38,12 +40,17 @@ def main(argv: list[str] | None = None) -> int:
         return _dispatch(arguments)
     except AlignlabError as error:
         return _say(f"alignlab: {' '.join(str(error).split())}", 2)
+    except OSError as error:
+        if isinstance(error, BrokenPipeError):
+            # The reader of our output is gone (`alignlab runs list | head`); Python would complain once more at exit.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+            return 0
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        place = f" for {error.filename}" if error.filename else ""
+        return _say(f"alignlab: the disk is full, there is no room{place}; what was saved before is intact", 2)
     except KeyboardInterrupt:
         return _say("alignlab: stopped; a run goes on from here when the same command is given again", 130)
-    except BrokenPipeError:
-        # The reader of our output is gone (`alignlab runs list | head`); Python would complain once more at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
 
 
 def _dispatch(arguments: list[str]) -> int:
@@ -65,10 +72,8 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _say(sentence: str, code: int) -> int:
-    try:
+    with contextlib.suppress(OSError, ValueError):  # if stderr is closed, the exit code still tells
         print(sentence, file=sys.stderr, flush=True)
-    except (OSError, ValueError):  # stderr is closed; the exit code still tells
-        pass
     return code
 
 

@@ -7,10 +7,10 @@ import dataclasses
 import io
 import re
 import typing
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, TypeVar
 
-from alignlab.core.config import load_yaml, unknown_name
+from alignlab.core.config import describe, load_yaml, unknown_name
 from alignlab.core.errors import ConfigError
 
 C = TypeVar("C")
@@ -43,7 +43,8 @@ def parse_cli(cls: type[C], args: Sequence[str], *, prog: str) -> C:
 
 def _take_config(args: list[str]) -> tuple[str | None, list[str]]:
     """Split off `--config FILE` or `--config=FILE`; what follows a lone `--` is left alone."""
-    path, rest = None, []
+    path: str | None = None
+    rest: list[str] = []
     while args:
         argument = args.pop(0)
         if argument == "--":
@@ -79,20 +80,27 @@ def _sentence(box: str, cls: type) -> str:
         if not first.startswith("-"):
             return f"unexpected argument {first!r}"
         return unknown_name(f"flag {first!r}", first.partition("=")[0], [*_flags(cls), "--config", "--help"])
+    bad_value = re.match(r"Error parsing (--\S+): .*?('[^']*')$", message)
+    if bad_value:
+        hint = _flags(cls).get(bad_value[1])
+        if hint is not None:
+            return f"{bad_value[1]} is {bad_value[2]}, allowed: {describe(hint)}"
     missing = re.match(r"Missing from [^:]*: (.*)", message)
     if missing:
         return f"missing {re.sub(r' [(]required[)]', '', missing[1])}"
     return message.rstrip(".") or "the arguments cannot be understood"
 
 
-def _flags(cls: Any, prefix: str = "") -> Iterator[str]:
-    """The long flags of a config class, nested ones dotted."""
+def _flags(cls: Any, prefix: str = "") -> dict[str, Any]:
+    """The long flags of a config class and their types; nested ones are dotted."""
     hints = typing.get_type_hints(cls)
+    flags: dict[str, Any] = {}
     for field in dataclasses.fields(cls):
-        name = prefix + field.name.replace("_", "-")
-        if dataclasses.is_dataclass(hints[field.name]):
-            yield from _flags(hints[field.name], f"{name}.")
+        name, hint = field.name.replace("_", "-"), hints[field.name]
+        if dataclasses.is_dataclass(hint):
+            flags |= _flags(hint, f"{prefix}{name}.")
         else:
-            yield f"--{name}"
-            if hints[field.name] is bool:
-                yield f"--{prefix}no-{field.name.replace('_', '-')}"
+            flags[f"--{prefix}{name}"] = hint
+            if hint is bool:
+                flags[f"--{prefix}no-{name}"] = hint
+    return flags

@@ -67,7 +67,7 @@ def from_dict(cls: type[C], values: Mapping[str, Any], *, where: str = "") -> C:
         if name in values:
             given[name] = _convert(values[name], hints[name], path)
         elif field.default is dataclasses.MISSING and field.default_factory is dataclasses.MISSING:
-            raise ConfigError(f"{path} is missing, allowed: {_describe(hints[name])}")
+            raise ConfigError(f"{path} is missing, allowed: {describe(hints[name])}")
     return cls(**given)
 
 
@@ -119,7 +119,7 @@ def _convert(value: Any, hint: Any, path: str) -> Any:
             return value
     else:
         raise TypeError(f"{path} is annotated {hint!r}, which a config cannot hold")
-    raise ConfigError(f"{path} is {value!r}, allowed: {_describe(hint)}")
+    raise ConfigError(f"{path} is {value!r}, allowed: {describe(hint)}")
 
 
 def _convert_union(value: Any, hint: Any, path: str) -> Any:
@@ -134,34 +134,34 @@ def _convert_union(value: Any, hint: Any, path: str) -> Any:
         except ConfigError as error:
             if isinstance(value, Mapping) and dataclasses.is_dataclass(member):
                 deeper = error
-    raise deeper or ConfigError(f"{path} is {value!r}, allowed: {_describe(hint)}")
+    raise deeper or ConfigError(f"{path} is {value!r}, allowed: {describe(hint)}")
 
 
 def _convert_sequence(value: Any, hint: Any, path: str) -> Any:
     arguments = typing.get_args(hint)
     if not isinstance(value, list | tuple):
-        raise ConfigError(f"{path} is {value!r}, allowed: {_describe(hint)}")
+        raise ConfigError(f"{path} is {value!r}, allowed: {describe(hint)}")
     fixed = typing.get_origin(hint) is tuple and not (len(arguments) == 2 and arguments[1] is Ellipsis)
     if fixed and len(value) != len(arguments):
-        raise ConfigError(f"{path} has {len(value)} values, allowed: {_describe(hint)}")
+        raise ConfigError(f"{path} has {len(value)} values, allowed: {describe(hint)}")
     hints = arguments if fixed else [arguments[0]] * len(value)
     items = [_convert(item, item_hint, f"{path}[{i}]") for i, (item, item_hint) in enumerate(zip(value, hints))]
     return items if typing.get_origin(hint) is list else tuple(items)
 
 
-def _describe(hint: Any) -> str:
+def describe(hint: Any) -> str:
     """An annotation in words a user understands."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin is typing.Literal:
         return " or ".join(repr(choice) for choice in arguments)
     if origin in (typing.Union, types.UnionType):
-        return " or ".join(_describe(member) for member in arguments)
+        return " or ".join(describe(member) for member in arguments)
     if origin in (tuple, list, Sequence):
         if origin is tuple and arguments[-1] is not Ellipsis:
-            return f"a list of {len(arguments)}: " + ", ".join(_describe(member) for member in arguments)
-        return f"a list, each {_describe(arguments[0])}"
+            return f"a list of {len(arguments)}: " + ", ".join(describe(member) for member in arguments)
+        return f"a list, each {describe(arguments[0])}"
     if origin in (dict, Mapping):
-        return f"a mapping from {_describe(arguments[0])} to {_describe(arguments[1])}"
+        return f"a mapping from {describe(arguments[0])} to {describe(arguments[1])}"
     words = {int: "a whole number", float: "a number", bool: "true or false", str: "text", Path: "a path"}
     if hint in words:
         return words[hint]
@@ -183,7 +183,7 @@ def save_yaml(config: object, path: str | Path) -> None:
 
 
 def differing_fields(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "") -> list[str]:
-    """The dotted names whose values differ between two plain configs, in the order of `new`, then what only `old` has."""
+    """The dotted names whose values differ between two plain configs: those of `new` first, then what only `old` has."""
     names = []
     for key in [*new, *(key for key in old if key not in new)]:
         path = _join(where, str(key))

@@ -14,7 +14,11 @@ from typing import Any
 
 from alignlab.core.errors import DataError, RunError
 
-_DISK_FULL = {errno.ENOSPC: "the disk is full", errno.EDQUOT: "the disk quota is used up", errno.EFBIG: "file too large"}
+_DISK_FULL = {
+    errno.ENOSPC: "the disk is full",
+    errno.EDQUOT: "the disk quota is used up",
+    errno.EFBIG: "file too large",
+}
 
 
 @contextmanager
@@ -164,7 +168,7 @@ def sha256_file(path: str | Path) -> str:
 
 
 def user_dir(*parts: str) -> Path:
-    """A folder for downloaded and converted things: below $ALIGNLAB_HOME, else ~/.cache/alignlab. Created if missing."""
+    """A folder for fetched and converted things below $ALIGNLAB_HOME, else ~/.cache/alignlab; created if missing."""
     home = os.environ.get("ALIGNLAB_HOME")
     base = Path(home).expanduser() if home else Path.home() / ".cache" / "alignlab"
     return _made(base.joinpath(*parts))

@@ -122,7 +122,12 @@ class Progress:
 
         outermost = self._live is None
         if self._live is None:
-            columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[text]}"))
+            columns = (
+                SpinnerColumn(),
+                TextColumn("{task.description}"),
+                BarColumn(),
+                TextColumn("{task.fields[text]}"),
+            )
             self._live = RichProgress(*columns, console=self._console, transient=True)
             with suppress(OSError, ValueError):
                 self._live.start()

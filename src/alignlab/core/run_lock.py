@@ -23,16 +23,23 @@ class RunLock:
         path = directory / LOCK_FILE
         with writing(path):
             self._descriptor: int | None = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
-        deadline = time.monotonic() + _PATIENCE_SECONDS
-        while not _try_lock(self._descriptor):
-            if time.monotonic() > deadline:
-                holder = os.pread(self._descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
-                self.release()
-                raise RunError(f"run directory {directory} is in use by process {holder}, wait for it or stop it")
-            time.sleep(0.02)
+        try:
+            self._wait(directory, self._descriptor)
+        except BaseException:
+            self.release()
+            raise
         with suppress(OSError):  # the number is for the message only; a full disk must not stop a resume here
             os.ftruncate(self._descriptor, 0)
             os.pwrite(self._descriptor, f"{os.getpid()}\n".encode(), 0)
+
+    @staticmethod
+    def _wait(directory: Path, descriptor: int) -> None:
+        deadline = time.monotonic() + _PATIENCE_SECONDS
+        while not _try_lock(descriptor):
+            if time.monotonic() > deadline:
+                holder = os.pread(descriptor, 32, 0).decode(errors="replace").strip() or "unknown"
+                raise RunError(f"run directory {directory} is in use by process {holder}, wait for it or stop it")
+            time.sleep(0.02)
 
     def release(self) -> None:
         """Give the directory free. Doing so twice is harmless."""

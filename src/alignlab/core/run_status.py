@@ -20,21 +20,6 @@ STATES = ("running", "finished", "failed", "interrupted")
 
 
 @dataclass(frozen=True)
-class StageRecord:
-    """A finished stage of a run."""
-
-    name: str
-    output: dict[str, Any]
-    """What the stage returned, as JSON gives it back."""
-    seconds: float
-    """Wall-clock seconds of the attempt that finished."""
-    peak_memory_bytes: int
-    """Most memory held at once during that attempt."""
-    attempts: int
-    """How often the stage was started; more than 1 when a run was interrupted in it."""
-
-
-@dataclass(frozen=True)
 class RunSummary:
     """One line of the list of runs."""
 
@@ -68,17 +53,23 @@ def read_status(path: Path) -> dict[str, Any]:
         raise RunError(f"{path} is not a run: there is no such directory")
     if not (path / STATUS_FILE).is_file() or not (path / "config.yaml").is_file():
         raise RunError(f"{path} is not a run directory: it has no {STATUS_FILE} with a config.yaml")
+    status = _recorded_status(path)
+    if status["state"] == "running" and not _is_alive(path, status):
+        status = _recorded_status(path)  # its writer may have ended properly between the two looks
+        if status["state"] == "running":
+            status["state"] = "interrupted"
+    return status
+
+
+def _recorded_status(path: Path) -> dict[str, Any]:
     try:
         status = read_json(path / STATUS_FILE)
     except DataError as error:
         raise RunError(f"the run {path} cannot be read: {error}") from error
-    if not isinstance(status, Mapping) or status.get("state") not in STATES:
+    if not isinstance(status, dict) or status.get("state") not in STATES or "name" not in status:
         raise RunError(f"the run {path} cannot be read: {STATUS_FILE} holds no known state")
     if status.get("format") != FORMAT:
         raise RunError(f"the run {path} has format {status.get('format')!r}, allowed: {FORMAT}")
-    status = dict(status)
-    if status["state"] == "running" and not _is_alive(path, status):
-        status["state"] = "interrupted"
     return status
 
 
@@ -122,7 +113,7 @@ def summarise(path: Path) -> RunSummary:
 
 def find_run(spec: str, root: str | Path | None = None) -> Path:
     """The directory of a run given as a path, a name below `root`, an unambiguous part of a name, or "latest"."""
-    if Path(spec).is_dir():
+    if (Path(spec) / STATUS_FILE).is_file():
         return Path(spec)
     root = Path(root) if root is not None else runs_dir()
     runs = list_runs(root)

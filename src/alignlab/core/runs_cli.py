@@ -14,7 +14,8 @@ from typing import NoReturn
 
 from alignlab.core.errors import ConfigError, RunError
 from alignlab.core.progress import clock_time
-from alignlab.core.runs import Run, RunSummary, find_run, list_runs
+from alignlab.core.run_status import RunSummary, find_run, list_runs, summarise
+from alignlab.core.runs import Run
 
 
 class _Parser(argparse.ArgumentParser):
@@ -26,7 +27,7 @@ def runs(argv: list[str]) -> int:
     """The `alignlab runs` command; returns its exit code."""
     parser = _Parser(prog="alignlab runs", description="List runs, show one, or open its report.")
     actions = parser.add_subparsers(dest="action", required=True, metavar="{list,show,open}")
-    root = argparse.ArgumentParser(add_help=False)
+    root = _Parser(add_help=False)
     root.add_argument("--root", type=Path, help="folder of runs (default: $ALIGNLAB_RUNS or ./runs)")
     listing = actions.add_parser("list", parents=[root], help="all runs, oldest first")
     listing.add_argument("--json", action="store_true", help="one JSON object a line")
@@ -63,14 +64,13 @@ def _list(summaries: list[RunSummary], *, as_json: bool) -> None:
 
 def _show(path: Path) -> None:
     run = Run.read(path)
-    summary = next((s for s in list_runs(path.parent) if s.path.name == path.resolve().name), None)
-    print(f"{path}\nstate   {run.state}")
-    if summary is not None:
-        print(f"started {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(summary.started))}\nseed    {run.seed}")
-        if summary.stage:
-            print(f"stage   {summary.stage}")
-        if summary.error:
-            print(f"error   {summary.error}")
+    summary = summarise(path)
+    print(
+        f"{path}\nstate   {run.state}\nstarted {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(summary.started))}\nseed    {run.seed}"
+    )
+    for label, text in (("stage", summary.stage), ("error", summary.error)):
+        if text:
+            print(f"{label:<7} {text}")
     stages = run.stages()
     if stages:
         width = max(map(len, stages))

@@ -6,13 +6,14 @@ Nothing is sent anywhere: all three write below the run's directory, in `sinks/`
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, Self
 
 from alignlab.core.config import unknown_name
-from alignlab.core.errors import ConfigError
+from alignlab.core.errors import AlignlabError, ConfigError, RunError
 from alignlab.core.extras import import_extra
 
 
@@ -71,17 +72,25 @@ class WandbSink:
 
 
 class MLflowSink:
-    """A run in a local MLflow file store."""
+    """A run in a local MLflow store, which `mlflow ui --backend-store-uri sqlite:///.../mlflow.db` shows."""
 
     def __init__(self, path: Path, name: str, config: Mapping[str, Any]):
         os.environ.setdefault("MLFLOW_DISABLE_TELEMETRY", "true")
         import_extra("mlflow", "tracking")
+        import_extra("sqlalchemy", "tracking")  # mlflow-skinny alone cannot open its own store
+        for chatty in ("mlflow", "alembic"):
+            logging.getLogger(chatty).setLevel(logging.WARNING)
         from mlflow.tracking import MlflowClient
 
         store = (path / "mlflow").resolve()
-        self._client = MlflowClient(tracking_uri=store.as_uri())
+        store.mkdir(parents=True, exist_ok=True)
+        self._client = MlflowClient(tracking_uri=f"sqlite:///{store}/mlflow.db")
         experiment = self._client.get_experiment_by_name("alignlab")
-        identifier = experiment.experiment_id if experiment else self._client.create_experiment("alignlab")
+        identifier = (
+            experiment.experiment_id
+            if experiment
+            else self._client.create_experiment("alignlab", artifact_location=(store / "artifacts").as_uri())
+        )
         self._id = self._client.create_run(identifier, run_name=name).info.run_id
         for key, value in _flat(config).items():
             self._client.log_param(self._id, key, str(value)[:6000])
@@ -121,9 +130,19 @@ class Sinks:
 
     @classmethod
     def open(cls, names: Sequence[str], path: Path, name: str, config: Mapping[str, Any]) -> Self:
-        """Open the named sinks in `path`/sinks."""
+        """Open the named sinks in `path`. RunError when one does not open: a user who asked for it should know."""
         check_sinks(names)
-        return cls({key: SINKS[key][1](path / "sinks", name, config) for key in dict.fromkeys(names)})
+        sinks = cls({})
+        for key in dict.fromkeys(names):
+            try:
+                sinks._sinks[key] = SINKS[key][1](path, name, config)
+            except AlignlabError:
+                sinks.close("failed")
+                raise
+            except Exception as error:  # third-party code may raise anything
+                sinks.close("failed")
+                raise RunError(f"the sink {key} cannot be opened: {type(error).__name__}: {error}") from error
+        return sinks
 
     def log(self, step: int, metrics: Mapping[str, float]) -> list[str]:
         """Pass the numbers on; returns why sinks failed, usually nothing."""
