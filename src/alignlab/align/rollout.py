@@ -1,0 +1,153 @@
+"""What a policy said, as tensors: responses, their scores, and the rollout batch that PPO learns from."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol, runtime_checkable
+
+import torch
+from jaxtyping import Bool, Float, Int
+from torch import Tensor
+
+from alignlab.align.pairs import pad_masks, pad_rows
+from alignlab.core.errors import TrainingError
+from alignlab.lm.types import Completion, Prompt
+
+RewardFn = Callable[[list[Prompt], list[str]], Sequence[float]]
+"""A reward in plain Python: prompts and responses in, one number for each out."""
+
+
+@runtime_checkable
+class ScoresResponses(Protocol):
+    """A reward model: anything with the `score` of `PreferenceModel`."""
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Tensor: ...
+
+
+class EncodesPrompts(Protocol):
+    """The one thing that PPO asks of a tokenizer."""
+
+    def encode_prompt(self, prompt: Prompt) -> list[int]: ...
+
+
+@dataclass(frozen=True)
+class Response:
+    """One prompt and what the policy made of it."""
+
+    prompt: Prompt
+    """The prompt as it was given."""
+    prompt_tokens: tuple[int, ...]
+    """The prompt as the model read it."""
+    completion: Completion
+    """The sampled continuation, with the sampler's log-probabilities."""
+
+
+@dataclass(frozen=True)
+class Rollout:
+    """A batch of responses with everything the update needs; no tensor carries gradient.
+
+    Column t of the tensors with one column fewer than `tokens` is about token t + 1, as in `policy`.
+    """
+
+    tokens: Int[Tensor, "batch pos"]
+    loss_mask: Bool[Tensor, "batch pos"]
+    scores: Float[Tensor, " batch"]
+    logprobs: Float[Tensor, "batch pos-1"]
+    reference_logprobs: Float[Tensor, "batch pos-1"]
+    values: Float[Tensor, "batch pos-1"]
+    advantages: Float[Tensor, "batch pos-1"]
+    returns: Float[Tensor, "batch pos-1"]
+    metrics: dict[str, float]
+    """What was measured while the batch was put together."""
+
+    @property
+    def lengths(self) -> Int[Tensor, " batch"]:
+        """Tokens of each row, prompt and response."""
+        return row_lengths(self.loss_mask)
+
+
+def row_lengths(loss_mask: Bool[Tensor, "batch pos"]) -> Int[Tensor, " batch"]:
+    """Position after the last True of each row: the response ends the row, so this is the row's length."""
+    after = torch.arange(1, loss_mask.shape[1] + 1, device=loss_mask.device)
+    return (loss_mask * after).max(dim=1).values
+
+
+def by_length(rows: Int[Tensor, " n"], lengths: Int[Tensor, " batch"], size: int) -> Iterator[tuple[Tensor, int]]:
+    """Split rows into parts of at most `size` rows of similar length: (rows of the part, its width in tokens)."""
+    ordered = rows[lengths[rows].argsort(stable=True)]
+    for part in ordered.split(size):
+        yield part, int(lengths[part].max())
+
+
+def stack_responses(responses: Sequence[Response]) -> tuple[Tensor, Tensor, Tensor]:
+    """(tokens, loss_mask, sampler_logprobs): rows padded on the right; the last has one column fewer.
+
+    Raises TrainingError for a response without tokens or with another number of log-probabilities than tokens.
+    """
+    rows, masks, logprobs = [], [], []
+    for i, response in enumerate(responses):
+        prompt, completion = response.prompt_tokens, response.completion
+        if not prompt or not completion.tokens:
+            part = "response" if prompt else "prompt"
+            raise TrainingError(f"the {part} of item {i} has no tokens, so there is no probability to learn from")
+        if len(completion.tokens) != len(completion.logprobs):
+            raise TrainingError(
+                f"response {i} has {len(completion.tokens)} tokens and {len(completion.logprobs)} log-probabilities, "
+                "the sampler must give one for each token"
+            )
+        if completion.prompt_tokens not in (0, len(prompt)):
+            raise TrainingError(
+                f"the sampler read prompt {i} as {completion.prompt_tokens} tokens and the trainer as {len(prompt)}; "
+                "both must use one tokenizer and chat template"
+            )
+        rows.append([*prompt, *completion.tokens])
+        masks.append([False] * len(prompt) + [True] * len(completion.tokens))
+        logprobs.append([0.0] * (len(prompt) - 1) + list(completion.logprobs))
+    tokens, loss_mask = pad_rows(rows), pad_masks(masks)
+    sampled = torch.zeros(tokens.shape[0], tokens.shape[1] - 1)
+    for i, row in enumerate(logprobs):
+        sampled[i, : len(row)] = torch.tensor(row)
+    return tokens, loss_mask, sampled
+
+
+def check_mismatch(
+    sampled: Float[Tensor, "batch pos"],
+    recomputed: Float[Tensor, "batch pos"],
+    loss_mask: Bool[Tensor, "batch pos"],
+    *,
+    limit: float,
+) -> dict[str, float]:
+    """Compare the sampler's log-probabilities with the trainer's; the metrics, or TrainingError past `limit` (mean,
+    nats).
+
+    When they part, the policy that is improved is not the one that spoke, and every ratio is wrong.
+    """
+    difference = torch.where(loss_mask, (sampled - recomputed).abs(), torch.zeros_like(sampled))
+    mean, largest = float(difference[loss_mask].mean()), float(difference.max())
+    if not mean <= limit:  # also catches nan
+        row, column = divmod(int(difference.nan_to_num(nan=float("inf")).argmax()), difference.shape[1])
+        raise TrainingError(
+            f"the sampler's and the trainer's log-probabilities differ by {mean:.4f} nats per token on average, "
+            f"allowed: {limit:g}; the largest difference is {largest:.4f}, at token {column + 1} of response {row} "
+            f"({float(sampled[row, column]):.4f} sampled, {float(recomputed[row, column]):.4f} recomputed)"
+        )
+    return {"mismatch_mean": mean, "mismatch_max": largest}
+
+
+def check_scores(scores: object, expected: int) -> Float[Tensor, " batch"]:
+    """The reward's answer as a float32 tensor; TrainingError for another length or a number that is not finite."""
+    try:
+        found = torch.as_tensor(scores, dtype=torch.float32).detach().cpu()
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise TrainingError(
+            f"the reward gave {type(scores).__name__}, right is one number per response: {error}"
+        ) from error
+    if found.shape != (expected,):
+        raise TrainingError(
+            f"the reward gave shape {tuple(found.shape)} for {expected} responses, right is one number per response"
+        )
+    bad = (~found.isfinite()).nonzero().flatten().tolist()
+    if bad:
+        raise TrainingError(f"the reward of response {bad[0]} is {float(found[bad[0]])}, rewards must be finite")
+    return found
