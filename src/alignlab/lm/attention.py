@@ -101,9 +101,9 @@ class MultiHeadAttention(nn.Module):
         if n_query == 1:
             # One query sees every unmasked key, so the heads of a group can stand in for the query dimension:
             # keys and values are then read once per group instead of being repeated for each head.
-            z = F.scaled_dot_product_attention(
-                q.view(batch, -1, groups, d_head), k, v, attn_mask=mask, scale=self.scale
-            )
+            # (The fused kernel wants each head's numbers side by side, which `times` does not promise.)
+            q = q.reshape(batch, -1, groups, d_head).contiguous()
+            z = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)
             return z.reshape(batch, 1, n_heads, d_head)
         if groups > 1:
             k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)

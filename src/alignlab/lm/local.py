@@ -1,0 +1,152 @@
+"""`LocalSampler`: the models of the lab as a `Sampler`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+
+import torch
+from torch import Tensor
+
+from alignlab.core.errors import SamplerError
+from alignlab.lm.cache import KVCache
+from alignlab.lm.generate import Row, common_prefix, decode
+from alignlab.lm.language_model import LanguageModel
+from alignlab.lm.model import GPTModel
+from alignlab.lm.types import Completion, Prompt, SamplingParams
+from alignlab.train.losses import chunked_cross_entropy
+
+
+class LocalSampler:
+    """Generates and scores with a `LanguageModel` in this process, `batch_size` prompts at a time."""
+
+    def __init__(self, lm: LanguageModel, *, batch_size: int = 32) -> None:
+        if batch_size < 1:
+            raise SamplerError(f"batch_size is {batch_size}, allowed: a whole number of at least 1")
+        self.lm, self.batch_size = lm, batch_size
+
+    def generate(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> list[Completion]:
+        """One completion for each prompt, in order. Prompts of similar length share a batch."""
+        encoded = [self.lm.tokenizer.encode_prompt(prompt) for prompt in prompts]
+        found: dict[int, Completion] = {}
+        for batch in self.batches([len(tokens) for tokens in encoded]):
+            finished: dict[int, Row] = {}
+            for moved in decode(self.lm.model, [encoded[i] for i in batch], sampling, self.lm.tokenizer.eos_ids):
+                for row in moved:
+                    if sampling.stop and self.find_stop(row.tokens, sampling.stop):
+                        row.done = True
+                    finished[row.index] = row
+            for position, row in finished.items():
+                found[batch[position]] = self.completion(row, sampling)
+        return [found[i] for i in range(len(prompts))]
+
+    def stream(self, prompt: Prompt, sampling: SamplingParams) -> Iterator[str]:
+        """The text of one completion, piece by piece as it is decoded."""
+        tokenizer = self.lm.tokenizer
+        sent = ""
+        for moved in decode(self.lm.model, [tokenizer.encode_prompt(prompt)], sampling, tokenizer.eos_ids):
+            row = moved[0]
+            text = tokenizer.decode(row.tokens)
+            stop = next((s for s in sampling.stop if s in text), None)
+            if stop is not None:
+                row.done, text = True, text[: text.index(stop)]
+            # Half a character, or what may become a stop string, waits for the next token.
+            held = 0 if row.done else self.held_back(text, sampling.stop)
+            ready = text[: len(text) - held]
+            if len(ready) > len(sent):
+                yield ready[len(sent) :]
+                sent = ready
+
+    @torch.no_grad()
+    def logprobs(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Tensor]:
+        """Log-probability (nats, float32) of each token of each completion after its prompt."""
+        if len(prompts) != len(completions):
+            raise SamplerError(f"{len(prompts)} prompts and {len(completions)} completions do not pair up")
+        tokenizer = self.lm.tokenizer
+        before = [tokenizer.encode_prompt(prompt) for prompt in prompts]
+        after = [tokenizer.encode(completion) for completion in completions]
+        for i, (prompt, completion) in enumerate(zip(before, after, strict=True)):
+            if not prompt or len(prompt) + len(completion) > self.lm.model.config.n_ctx:
+                raise SamplerError(
+                    f"prompt {i} and its completion have {len(prompt)} + {len(completion)} tokens; "
+                    f"at least 1 and together at most {self.lm.model.config.n_ctx} can be scored"
+                )
+        found: dict[int, Tensor] = {}
+        for batch in self.batches([len(p) + len(c) for p, c in zip(before, after, strict=True)]):
+            scored = score_tokens(self.lm, [before[i] for i in batch], [after[i] for i in batch])
+            found.update(zip(batch, scored, strict=True))
+        return [found[i] for i in range(len(prompts))]
+
+    def batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
+        """Indices by length, `batch_size` at a time."""
+        order = sorted(range(len(lengths)), key=lambda i: lengths[i])
+        for start in range(0, len(order), self.batch_size):
+            yield order[start : start + self.batch_size]
+
+    def find_stop(self, tokens: list[int], stops: Sequence[str]) -> bool:
+        """Whether a stop string has just been completed (looked for in the last few tokens only)."""
+        longest = max(map(len, stops))
+        # A token may carry only a part of a character, so the window is in tokens: one per byte is the worst case.
+        tail = self.lm.tokenizer.decode(tokens[-4 * longest - 4 :])
+        return any(stop in tail for stop in stops)
+
+    @staticmethod
+    def held_back(text: str, stops: Sequence[str]) -> int:
+        """How many characters at the end of `text` may still change meaning."""
+        if text.endswith("�"):
+            return 1
+        longest = max((len(stop) - 1 for stop in stops), default=0)
+        for size in range(min(longest, len(text)), 0, -1):
+            if any(stop.startswith(text[-size:]) for stop in stops):
+                return size
+        return 0
+
+    def completion(self, row: Row, sampling: SamplingParams) -> Completion:
+        text = self.lm.tokenizer.decode(row.tokens)
+        cuts = [text.index(stop) for stop in sampling.stop if stop in text]
+        ended = bool(cuts) or row.tokens[-1] in self.lm.tokenizer.eos_ids
+        return Completion(
+            text=text[: min(cuts)] if cuts else text,
+            tokens=tuple(row.tokens),
+            logprobs=tuple(row.logprobs),
+            finish_reason="stop" if ended else "length",
+            prompt_tokens=len(row.prompt),
+        )
+
+
+@torch.no_grad()
+def score_tokens(lm: LanguageModel, prompts: Sequence[list[int]], completions: Sequence[list[int]]) -> list[Tensor]:
+    """Log-probabilities of the completions' tokens, one batch; only their positions are unembedded."""
+    model = lm.model
+    rows = [prompt + completion for prompt, completion in zip(prompts, completions, strict=True)]
+    shared = min(common_prefix(rows), min(map(len, prompts)) - 1) if len(rows) > 1 else 0
+    hidden = hidden_after_prefix(model, rows, shared)
+    picked, targets = [], []
+    for i, (prompt, completion) in enumerate(zip(prompts, completions, strict=True)):
+        start = len(prompt) - 1 - shared
+        picked.append(hidden[i, start : start + len(completion)])
+        targets.extend(completion)
+    flat = torch.cat(picked)
+    if not targets:
+        return [torch.zeros(0) for _ in rows]
+    nll = chunked_cross_entropy(
+        flat, model.head_weight, torch.tensor(targets, device=flat.device), softcap=model.config.logit_softcap
+    )
+    return [-part for part in nll.float().cpu().split([len(c) for c in completions])]
+
+
+def hidden_after_prefix(model: GPTModel, rows: Sequence[list[int]], shared: int) -> Tensor:
+    """Hidden states (batch, pos, d_model) of what follows the first `shared` tokens, rows padded on the right."""
+    weight = model.embed.weight
+    width = max(map(len, rows)) - shared
+    tokens = torch.zeros(len(rows), width, dtype=torch.long)
+    real = torch.zeros(len(rows), width, dtype=torch.long)
+    for i, row in enumerate(rows):
+        tokens[i, : len(row) - shared] = torch.tensor(row[shared:])
+        real[i, : len(row) - shared] = 1
+    tokens = tokens.to(weight.device)
+    if not shared:
+        return model.hidden_states(tokens)  # padding on the right is behind every causal mask
+    cache = KVCache(model.config, 1, shared + width, device=weight.device, dtype=weight.dtype)
+    model.hidden_states(torch.tensor([rows[0][:shared]], device=weight.device), cache=cache)
+    cache.select(torch.zeros(len(rows), dtype=torch.long, device=weight.device))
+    return model.hidden_states(tokens, cache=cache, segments=real.to(weight.device))
