@@ -31,19 +31,9 @@ MAX_ENTRIES = 1_000_000
 CHUNK_ELEMENTS = 4 * 2**20
 
 _STRING, _ARRAY, _BOOL = 8, 9, 7
-_SCALARS: dict[int, str] = {
-    0: "u1",
-    1: "i1",
-    2: "<u2",
-    3: "<i2",
-    4: "<u4",
-    5: "<i4",
-    6: "<f4",
-    _BOOL: "u1",
-    10: "<u8",
-    11: "<i8",
-    12: "<f8",
-}
+_SCALARS = {0: "<B", 1: "<b", 2: "<H", 3: "<h", 4: "<I", 5: "<i", 6: "<f", _BOOL: "<B", 10: "<Q", 11: "<q", 12: "<d"}
+_UNPACK = {kind: struct.Struct(code) for kind, code in _SCALARS.items()}
+_U32, _U64 = 4, 10
 
 
 @dataclass(frozen=True)
@@ -61,33 +51,32 @@ class _Cursor:
     """Reads little-endian values and refuses to step over the end."""
 
     def __init__(self, data: np.ndarray, path: Path) -> None:
-        self.data, self.path, self.position = data, path, 0
+        self.data, self.path, self.position = memoryview(data), path, 0
         self.limit = min(len(data), MAX_METADATA_BYTES)
 
     def fail(self, problem: str) -> ModelError:
         return ModelError(f"{self.path}: damaged GGUF file: {problem}")
 
-    def take(self, n_bytes: int, what: str) -> np.ndarray:
+    def take(self, n_bytes: int, what: str) -> memoryview:
         if n_bytes > self.limit - self.position:
             raise self.fail(f"{what} at byte {self.position} needs {n_bytes} bytes, beyond the end of the header")
         start, self.position = self.position, self.position + n_bytes
         return self.data[start : self.position]
 
     def number(self, kind: int, what: str) -> Any:
-        dtype = np.dtype(_SCALARS[kind])
-        value = self.take(dtype.itemsize, what).view(dtype)[0].item()
-        return self._bool(value, what) if kind == _BOOL else value
-
-    def _bool(self, value: int, what: str) -> bool:
+        unpack = _UNPACK[kind]
+        value = unpack.unpack(self.take(unpack.size, what))[0]
+        if kind != _BOOL:
+            return value
         if value > 1:
             raise self.fail(f"{what} is {value}, a boolean is 0 or 1")
         return bool(value)
 
     def text(self, what: str, longest: int | None = None) -> str:
-        n_bytes = self.number(10, f"length of {what}")
+        n_bytes = self.number(_U64, what)
         if longest is not None and n_bytes > longest:
             raise self.fail(f"{what} at byte {self.position} is {n_bytes} bytes long, allowed: {longest}")
-        raw = self.take(n_bytes, what).tobytes()
+        raw = bytes(self.take(n_bytes, what))
         try:
             return raw.decode("utf-8")
         except UnicodeDecodeError:
@@ -101,17 +90,18 @@ class _Cursor:
             return self.text(what)
         if kind != _ARRAY:
             raise self.fail(f"{what} has unknown type {kind}")
-        item_kind, count = self.number(4, what), self.number(10, what)
+        item_kind, count = self.number(_U32, what), self.number(_U64, what)
         if count > MAX_ARRAY_ITEMS:
             raise self.fail(f"{what} claims {count} items, allowed: {MAX_ARRAY_ITEMS}")
         if item_kind == _STRING:
             if count * 8 > self.limit - self.position:
                 raise self.fail(f"{what} claims {count} strings, more than the file can hold")
-            return [self.text(f"item {i} of {key!r}") for i in range(count)]
+            item = f"an item of {key!r}"
+            return [self.text(item) for _ in range(count)]
         if item_kind not in _SCALARS:
             raise self.fail(f"{what} is an array of type {item_kind}; arrays hold numbers, booleans or strings")
         dtype = np.dtype(_SCALARS[item_kind])
-        items = self.take(count * dtype.itemsize, what).view(dtype).copy()
+        items = np.frombuffer(self.take(count * dtype.itemsize, what), dtype).copy()
         return items.astype(bool) if item_kind == _BOOL else items
 
 
@@ -136,15 +126,15 @@ class GGUFFile:
         self.tensors: dict[str, GGUFTensor] = self._read_tensor_table(cursor, n_tensors)
 
     def _read_preamble(self, cursor: _Cursor) -> tuple[int, int]:
-        magic = cursor.take(4, "magic").tobytes()
+        magic = bytes(cursor.take(4, "magic"))
         if magic != b"GGUF":
             raise ModelError(f"{self.path}: not a GGUF file: it starts with {magic!r} instead of b'GGUF'")
-        version = cursor.number(4, "version")
+        version = cursor.number(_U32, "version")
         if version not in (2, 3):
             if struct.unpack(">I", struct.pack("<I", version))[0] in (2, 3):
                 raise ModelError(f"{self.path}: big-endian GGUF files are not supported; convert it to little-endian")
             raise ModelError(f"{self.path}: GGUF version {version} is not supported, allowed: 2, 3")
-        n_tensors, n_entries = cursor.number(10, "tensor count"), cursor.number(10, "metadata count")
+        n_tensors, n_entries = cursor.number(_U64, "tensor count"), cursor.number(_U64, "metadata count")
         for count, what in ((n_tensors, "tensors"), (n_entries, "metadata entries")):
             if count > min(MAX_ENTRIES, len(self._data) // 12):
                 raise cursor.fail(f"the header claims {count} {what}, more than a file of its size can hold")
@@ -156,7 +146,7 @@ class GGUFFile:
             key = cursor.text(f"key of metadata entry {index}", MAX_KEY_BYTES)
             if key in metadata:
                 raise cursor.fail(f"metadata key {key!r} appears twice")
-            metadata[key] = cursor.value(cursor.number(4, f"type of {key!r}"), key)
+            metadata[key] = cursor.value(cursor.number(_U32, f"type of {key!r}"), key)
         if metadata.get("split.count", 1) not in (0, 1):
             raise ModelError(f"{self.path}: one part of a split GGUF; merge the parts with llama-gguf-split first")
         return metadata
@@ -183,11 +173,11 @@ class GGUFFile:
 
     def _read_tensor_entry(self, cursor: _Cursor, index: int, alignment: int) -> GGUFTensor:
         name = cursor.text(f"name of tensor {index}", MAX_NAME_BYTES)
-        n_dims = cursor.number(4, f"dimensions of {name!r}")
+        n_dims = cursor.number(_U32, f"dimensions of {name!r}")
         if not 1 <= n_dims <= 4:
             raise cursor.fail(f"tensor {name!r} has {n_dims} dimensions, allowed: 1 to 4")
-        dims = [cursor.number(10, f"shape of {name!r}") for _ in range(n_dims)]
-        code, offset = cursor.number(4, f"type of {name!r}"), cursor.number(10, f"offset of {name!r}")
+        dims = [cursor.number(_U64, f"shape of {name!r}") for _ in range(n_dims)]
+        code, offset = cursor.number(_U32, f"type of {name!r}"), cursor.number(_U64, f"offset of {name!r}")
         try:
             kind = GGMLQuantizationType(code)
         except ValueError:
