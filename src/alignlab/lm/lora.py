@@ -22,7 +22,7 @@ from torch.autograd.function import once_differentiable
 from alignlab.core.config import require
 from alignlab.core.errors import ConfigError, ModelError
 from alignlab.core.rng import derive_seed, torch_generator
-from alignlab.lm.linear import project
+from alignlab.lm.linear import project, times
 
 ALL_LINEAR = "all-linear"
 
@@ -91,9 +91,15 @@ class LoRALinear(nn.Module):
 
     def forward(self, x: Float[Tensor, "*batch in_features"]) -> Float[Tensor, "*batch out_features"]:
         if self.unmerged is not None:
-            return project(self.base, x) if self.enabled else F.linear(x, self.unmerged, self.base.bias)
+            return times(x, self.base.weight if self.enabled else self.unmerged, self.base.bias)
         if not self.enabled:
             return project(self.base, x)
+        if not torch.is_grad_enabled():
+            y = project(self.base, x)  # knows the fast way for the few rows of decoding
+            inner = F.linear(x, self.lora_A.to(x.dtype))
+            b = self.lora_B.to(x.dtype)
+            rows = torch.addmm(y.reshape(-1, b.shape[0]), inner.reshape(-1, b.shape[1]), b.T, alpha=self.scaling)
+            return rows.view(y.shape)
         if self.base.weight.requires_grad or (self.training and self.config.dropout > 0):
             dropped = F.dropout(x, self.config.dropout, self.training)
             small = F.linear(dropped, self.lora_A.to(x.dtype))
@@ -102,7 +108,7 @@ class LoRALinear(nn.Module):
             x = x.to(torch.get_autocast_dtype(x.device.type))  # before it is saved, so that the narrow copy is
         weight, bias = self.base.weight, self.base.bias
         with torch.autocast(x.device.type, enabled=False):
-            y: Tensor = _LoRAFunction.apply(x, weight, bias, self.lora_A, self.lora_B, self.scaling)
+            y = _LoRAFunction.apply(x, weight, bias, self.lora_A, self.lora_B, self.scaling)
         return y
 
     @torch.no_grad()
@@ -192,7 +198,9 @@ def add_lora(model: nn.Module, config: LoraConfig) -> nn.Module:
 def refuse_adapters(model: nn.Module) -> None:
     """ModelError where `model` already has adapters."""
     if any(isinstance(module, LoRALinear) for module in model.modules()):
-        raise ModelError("the model already has LoRA adapters; remove_lora (after merge_lora, to keep them) comes first")
+        raise ModelError(
+            "the model already has LoRA adapters; remove_lora (after merge_lora, to keep them) comes first"
+        )
 
 
 def wrap_linear(model: nn.Module, name: str, config: LoraConfig) -> LoRALinear:

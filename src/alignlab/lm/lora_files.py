@@ -105,8 +105,9 @@ def load_adapter(model: GPTModel, directory: str | Path) -> GPTModel:
 def _placed(model: GPTModel) -> list[str]:
     """Names of our linear layers that stand alone in the family's Hugging Face files."""
     fused = {ours for entry in family_of(model.config).hf if len(entry.ours) > 1 for ours in entry.ours}
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    return [name for name in linear if _template(name) not in fused]
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    names = [name.removesuffix(".base") for name in names]  # the layer inside a LoRALinear
+    return [name for name in names if _template(name) not in fused]
 
 
 def _template(name: str) -> str:

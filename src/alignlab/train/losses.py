@@ -137,9 +137,7 @@ def _logits(hidden: Tensor, weight: Tensor, softcap: float | None) -> Tensor:
     return logits
 
 
-def _grad_logits(
-    logits: Tensor, log_total: Tensor, targets: Tensor, scale: Tensor, softcap: float | None
-) -> Tensor:
+def _grad_logits(logits: Tensor, log_total: Tensor, targets: Tensor, scale: Tensor, softcap: float | None) -> Tensor:
     """Gradient of `sum(scale * nll)` with respect to the uncapped logits; overwrites `logits` where it can."""
     slope = None if softcap is None else (logits / softcap).square_().neg_().add_(1.0)
     grad = logits.sub_(log_total[:, None]).exp_()  # softmax
@@ -152,9 +150,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     """(n, d), (v, d), (n,) -> (n,); keeps only its inputs and one log-sum-exp a position."""
 
     @staticmethod
-    def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int, softcap: float | None
-    ) -> Tensor:
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int, softcap: float | None) -> Tensor:
         n = hidden.shape[0]
         losses = hidden.new_empty(n, dtype=_accumulator(hidden.dtype))
         log_totals = torch.empty_like(losses)
