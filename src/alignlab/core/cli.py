@@ -14,8 +14,7 @@ from alignlab.core.config import describe, load_yaml, unknown_name
 from alignlab.core.errors import ConfigError
 
 C = TypeVar("C")
-_BOX = "╭╮╰╯│"
-_RULE = re.compile(r"^[─\s]+$")
+_RULE = re.compile(r"[─-]{3,}")
 
 
 def parse_cli(cls: type[C], args: Sequence[str], *, prog: str) -> C:
@@ -65,14 +64,15 @@ def _take_config(args: list[str]) -> tuple[str | None, list[str]]:
 
 def _sentence(box: str, cls: type) -> str:
     """The message of tyro's error box, without frame and help texts, as one sentence."""
-    lines = []
-    for line in box.splitlines():
-        if not line.strip() or line.strip()[0] in "╭╰":
-            continue
-        text = line.strip(_BOX + " ")
-        if _RULE.match(text) and text:
+    # The first line is the title; rules part the message from help texts. Frames are drawn with box characters only if
+    # stdout is UTF-8.
+    lines: list[str] = []
+    for line in box.splitlines()[1:]:
+        text = line.strip("╭╮╰╯│ ")
+        if not _RULE.fullmatch(text):
+            lines.append(text)
+        elif any(lines):
             break
-        lines.append(text)
     message = " ".join(" ".join(lines).split())
     unrecognized = re.match(r"Unrecognized options: (.*)", message)
     if unrecognized:

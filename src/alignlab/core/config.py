@@ -183,7 +183,7 @@ def save_yaml(config: object, path: str | Path) -> None:
 
 
 def differing_fields(old: Mapping[str, Any], new: Mapping[str, Any], where: str = "") -> list[str]:
-    """The dotted names whose values differ between two plain configs: those of `new` first, then what only `old` has."""
+    """The dotted names whose values differ between two plain configs; those that only `old` has come last."""
     names = []
     for key in [*new, *(key for key in old if key not in new)]:
         path = _join(where, str(key))

@@ -65,9 +65,8 @@ def _list(summaries: list[RunSummary], *, as_json: bool) -> None:
 def _show(path: Path) -> None:
     run = Run.read(path)
     summary = summarise(path)
-    print(
-        f"{path}\nstate   {run.state}\nstarted {time.strftime('%Y-%m-%d %H:%M:%S', time.localtime(summary.started))}\nseed    {run.seed}"
-    )
+    started = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(summary.started))
+    print(f"{path}\nstate   {run.state}\nstarted {started}\nseed    {run.seed}")
     for label, text in (("stage", summary.stage), ("error", summary.error)):
         if text:
             print(f"{label:<7} {text}")
