@@ -16,7 +16,7 @@ def example(n: int, start: int = 1, learn_from: int = 0) -> Example:
 
 
 def test_best_fit_decreasing_by_hand() -> None:
-    # Sorted 7 6 5 4 3 2 1 into rows of 10: 7 | 6 | 5 -> [7] [6] [5]; 4 fits best with 6; 3 with 7; 2 with 5; 1 with 5 2.
+    # Longest first into rows of 10: 7, 6 and 5 open one each; 4 fits best with 6; 3 with 7; 2 with 5; 1 with 5 2.
     rows = pack([example(n, 10 * n) for n in (1, 2, 3, 4, 5, 6, 7)], 10)
     lengths = [[int((row["segments"] == s).sum()) for s in range(1, int(row["segments"].max()) + 1)] for row in rows]
     assert lengths == [[7, 3], [6, 4], [5, 2, 1]]
@@ -33,7 +33,8 @@ def test_every_example_comes_back_once(lengths: list[int]) -> None:
     for row in rows:
         assert row["tokens"].shape == row["loss_mask"].shape == row["segments"].shape == (12,)
         pad = row["segments"] == 0
-        assert (row["tokens"][pad] == -1).all() and not row["loss_mask"][pad].any()
+        assert (row["tokens"][pad] == -1).all()
+        assert not row["loss_mask"][pad].any()
         for segment in range(1, int(row["segments"].max()) + 1):
             own = row["segments"] == segment
             found.append((row["tokens"][own].tolist(), row["loss_mask"][own].tolist()))
@@ -55,7 +56,8 @@ def test_targets_stay_inside_their_segment() -> None:
 
 def test_targets_without_segments_or_mask() -> None:
     targets, mask = next_token_targets({"tokens": torch.tensor([[5, 6, 7]])})
-    assert targets.tolist() == [[6, 7, 0]] and mask.tolist() == [[True, True, False]]
+    assert targets.tolist() == [[6, 7, 0]]
+    assert mask.tolist() == [[True, True, False]]
 
 
 def test_too_long() -> None:
@@ -106,7 +108,8 @@ def test_padding_is_trimmed_to_the_longest_row_of_the_batch() -> None:
 def test_epochs_end() -> None:
     rows = pack([example(6), example(6)], 8)
     limited = batches(rows, 1, epochs=2)
-    assert len(limited) == 4 and limited(3)["tokens"].shape == (1, 6)
+    assert len(limited) == 4
+    assert limited(3)["tokens"].shape == (1, 6)
     with pytest.raises(DataError, match="batch 4 was asked for, but there are 4"):
         limited(4)
     with pytest.raises(DataError, match="no length"):

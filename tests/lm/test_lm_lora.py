@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 import torch
 import torch.nn.functional as F
@@ -44,11 +42,11 @@ def adapted(config: LoraConfig, dtype: torch.dtype = torch.float32, gpt: GPTConf
 
 
 @pytest.fixture
-def layer() -> Iterator[LoRALinear]:
+def layer() -> LoRALinear:
     torch.manual_seed(0)
     wrapped = LoRALinear(nn.Linear(5, 3).double().requires_grad_(False), LoraConfig(2, 3.0), torch.Generator())
     nn.init.normal_(wrapped.lora_B)
-    yield wrapped
+    return wrapped
 
 
 def definition(layer: LoRALinear, x: Tensor) -> Tensor:
@@ -84,7 +82,8 @@ def test_fresh_adapters_change_nothing_and_only_they_train() -> None:
     model = add_lora(GPTModel(SMALL, seed=1), LoraConfig(targets=ALL))
     torch.testing.assert_close(model(tokens()), expected, rtol=0, atol=1e-6)
     trainable = [name for name, p in model.named_parameters() if p.requires_grad]
-    assert len(trainable) == 2 * 7 * 2 and all("lora_" in name for name in trainable)
+    assert len(trainable) == 2 * 7 * 2
+    assert all("lora_" in name for name in trainable)
     assert [id(p) for p in lora_parameters(model)] == [id(p) for p in model.parameters() if p.requires_grad]
 
 
@@ -97,9 +96,12 @@ def test_initialisation_is_seeded_and_differs_between_layers() -> None:
         return [layer.lora_A.detach() for layer in lora_layers(model).values()]
 
     a, b, c = first(0), first(0), first(1)
-    assert torch.equal(a[0], b[0]) and not torch.equal(a[0], c[0]) and not torch.equal(a[0], a[1])
+    assert torch.equal(a[0], b[0])
+    assert not torch.equal(a[0], c[0])
+    assert not torch.equal(a[0], a[1])
     bound = (1 / 16) ** 0.5  # Kaiming uniform with a = sqrt 5 over 16 inputs
-    assert a[0].abs().max() <= bound and a[0].abs().max() > 0.9 * bound
+    assert a[0].abs().max() <= bound
+    assert a[0].abs().max() > 0.9 * bound
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
@@ -131,7 +133,8 @@ def test_disabled_is_the_base_model_and_restores_what_was() -> None:
         assert torch.equal(model(tokens()), base)
         with pytest.raises(RuntimeError), lora_disabled(model):
             raise RuntimeError
-    assert not torch.allclose(adapted_logits, base) and torch.equal(model(tokens()), adapted_logits)
+    assert not torch.allclose(adapted_logits, base)
+    assert torch.equal(model(tokens()), adapted_logits)
 
 
 def test_remove_with_and_without_merging() -> None:
@@ -152,7 +155,8 @@ def test_effective_weight(layer: LoRALinear) -> None:
     assert torch.equal(layer.effective_weight(), layer.base.weight)
     layer.merge()
     torch.testing.assert_close(layer.base.weight, expected.detach())
-    assert layer.unmerged is not None and torch.equal(layer.effective_weight(), layer.unmerged)
+    assert layer.unmerged is not None
+    assert torch.equal(layer.effective_weight(), layer.unmerged)
     layer.enabled = True
     assert torch.equal(layer.effective_weight(), layer.base.weight)
 

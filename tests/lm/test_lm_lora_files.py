@@ -116,7 +116,8 @@ def test_gradients_and_an_adamw_step_equal_pefts() -> None:
     for logits in (ours(batch), wrapped(batch).logits):
         torch.nn.functional.cross_entropy(logits[:, :-1].flatten(0, 1), batch[:, 1:].flatten()).backward()
     for mine, twin in names.values():
-        assert mine.grad is not None and twin.grad.abs().max() > 0
+        assert mine.grad is not None
+        assert twin.grad.abs().max() > 0
         torch.testing.assert_close(mine.grad, twin.grad, rtol=0, atol=1e-5)
     for parameters in zip(*names.values(), strict=True):
         # A large eps keeps the step a smooth function of the gradient: Adam's first step is otherwise its sign.
@@ -132,7 +133,8 @@ def test_round_trip_keeps_the_bits(tmp_path: Path) -> None:
     save_adapter(ours, tmp_path, base_model="someone/base")
     raw = json.loads((tmp_path / "adapter_config.json").read_text())
     assert raw["target_modules"] == ["model.layers.1.mlp.up_proj", "q_proj"]
-    assert raw["base_model_name_or_path"] == "someone/base" and raw["lora_alpha"] == 1.5
+    assert raw["base_model_name_or_path"] == "someone/base"
+    assert raw["lora_alpha"] == 1.5
     again, _ = twins("llama")
     load_adapter(again, tmp_path)
     assert list(lora_layers(again)) == list(lora_layers(ours))
@@ -181,10 +183,10 @@ def test_damaged_and_unfitting_files_are_refused(tmp_path: Path) -> None:
     first = "base_model.model.model.layers.0.self_attn.q_proj.lora_A.weight"
     ours, _ = twins("llama")
     small = GPTModel(config_from_hf(transformers.LlamaConfig(**LLAMA | {"num_hidden_layers": 1}).to_dict(), "test"))
-    with pytest.raises(ModelError, match="has weights for model.layers.1.self_attn.q_proj, which llama has not"):
+    with pytest.raises(ModelError, match=r"has weights for model.layers.1.self_attn.q_proj, which llama has not"):
         load_adapter(small, tmp_path)
     save_file({k: v for k, v in tensors.items() if k != first}, weights)
-    with pytest.raises(ModelError, match="only lora_B for model.layers.0.self_attn.q_proj"):
+    with pytest.raises(ModelError, match=r"only lora_B for model.layers.0.self_attn.q_proj"):
         load_adapter(ours, tmp_path)
     save_file(tensors | {"extra": torch.zeros(1)}, weights)
     with pytest.raises(ModelError, match="has tensor 'extra'"):

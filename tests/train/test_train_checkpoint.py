@@ -54,7 +54,9 @@ def test_round_trip_and_the_newest_two_are_kept(tmp_path: Path) -> None:
         write_checkpoint(tmp_path, checkpoint(step))
     assert [path.name for path in list_checkpoints(tmp_path)] == ["step_00000002", "step_00000010"]
     got = read_checkpoint(tmp_path / "step_00000010")
-    assert got.step == 10 and torch.equal(got.weights["w"], torch.arange(4.0)) and got.state == {"history": []}
+    assert got.step == 10
+    assert torch.equal(got.weights["w"], torch.arange(4.0))
+    assert got.state == {"history": []}
     assert subprocess.run(["sha256sum", "-c", "SHA256SUMS"], cwd=tmp_path / "step_00000010", check=True, text=True,
                           capture_output=True).stdout.count("OK") == 3  # fmt: skip
 
@@ -102,7 +104,7 @@ def test_another_models_checkpoint_is_refused(tmp_path: Path, model: nn.Module, 
 
 def test_another_configuration_is_refused_but_intervals_may_change(tmp_path: Path) -> None:
     fit(tmp_path)
-    with pytest.raises(TrainingError, match="another training configuration: learning_rate is 0.0001 there and 0.1"):
+    with pytest.raises(TrainingError, match=r"another training configuration: learning_rate is 0.0001 there and 0.1"):
         fit(tmp_path, config=replace(CONFIG, learning_rate=0.1))
     fit(tmp_path, config=replace(CONFIG, checkpoint_every=3, log_every=2))
 
@@ -161,4 +163,5 @@ def test_nothing_is_pickled(tmp_path: Path) -> None:
     files = sorted(path.name for path in (tmp_path / "step_00000004").iterdir())
     assert files == ["SHA256SUMS", "optimizer.safetensors", "state.json", "weights.safetensors"]
     state = json.loads((tmp_path / "step_00000004" / "state.json").read_text())
-    assert state["config"]["steps"] == 4 and state["model"]["config"] == {"width": 3, "activation": "relu"}
+    assert state["config"]["steps"] == 4
+    assert state["model"]["config"] == {"width": 3, "activation": "relu"}

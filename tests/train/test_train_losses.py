@@ -77,7 +77,8 @@ def test_bfloat16_is_as_close_to_the_exact_gradient_as_torch_in_bfloat16() -> No
     plain = torch.autograd.grad(plain_loss / weights.sum(), hidden)[0]
     loss = chunked_lm_loss(hidden, weight, targets, weights, chunk=4)
     ours = torch.autograd.grad(loss, hidden)[0]
-    assert loss.dtype == torch.float32 and ours.dtype == torch.bfloat16
+    assert loss.dtype == torch.float32
+    assert ours.dtype == torch.bfloat16
     assert (ours.double() - exact).norm() <= 1.2 * (plain.double() - exact).norm()
 
 
@@ -136,7 +137,9 @@ def test_fused_loss_computes_logits_once_and_only_where_the_weight_is_not_zero()
         loss = chunked_lm_loss(hidden, weight, torch.zeros(64, dtype=torch.long), mask, chunk=16)
         loss.backward()
     assert seen.rows == 21
-    assert hidden.grad is not None and hidden.grad[~mask].abs().sum() == 0 and weight.grad is None
+    assert hidden.grad is not None
+    assert hidden.grad[~mask].abs().sum() == 0
+    assert weight.grad is None
 
 
 def test_without_grad_nothing_is_kept() -> None:
@@ -157,7 +160,7 @@ def test_empty_mask_is_refused() -> None:
 
 def test_zero_variance_is_refused() -> None:
     check_variance(torch.tensor([0.5, 0.5, 0.6]))
-    with pytest.raises(TrainingError, match="rewards of this batch of 3 are all 0.5"):
+    with pytest.raises(TrainingError, match=r"rewards of this batch of 3 are all 0.5"):
         check_variance(torch.full((3,), 0.5))
     with pytest.raises(TrainingError, match="scores"):
         check_variance(torch.tensor([1.0]), "scores")

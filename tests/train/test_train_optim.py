@@ -48,8 +48,10 @@ def test_norms_and_biases_do_not_decay_and_shared_parameters_appear_once() -> No
     model = Small()
     assert list(trainable_parameters(model)) == ["embed.weight", "norm.weight", "norm.bias", "out.bias"]
     decayed, plain = parameter_groups(model, 0.1)
-    assert decayed["params"] == [model.embed.weight] and decayed["weight_decay"] == 0.1
-    assert [p.ndim for p in plain["params"]] == [1, 1, 1] and plain["weight_decay"] == 0.0  # type: ignore[attr-defined]
+    assert decayed["params"] == [model.embed.weight]
+    assert decayed["weight_decay"] == 0.1
+    assert [p.ndim for p in plain["params"]] == [1, 1, 1]
+    assert plain["weight_decay"] == 0.0
 
 
 def test_adamw_step_equals_the_paper() -> None:

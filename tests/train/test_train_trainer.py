@@ -78,7 +78,8 @@ def test_equals_a_hand_written_loop() -> None:
     for name, value in model.state_dict().items():
         torch.testing.assert_close(value, reference.state_dict()[name], rtol=1e-5, atol=1e-6)
     assert [row["loss"] for row in result.history] == pytest.approx(losses, rel=1e-5)
-    assert result.steps == 8 and result.final_loss == result.history[-1]["loss"]
+    assert result.steps == 8
+    assert result.final_loss == result.history[-1]["loss"]
     assert result.history[0]["twice"] == pytest.approx(2 * losses[0])
 
 
@@ -98,7 +99,8 @@ def test_accumulated_batches_equal_one_large_batch() -> None:
     b = Trainer(many, plain, replace(CONFIG, accumulate=4)).fit(batch_at)
     torch.testing.assert_close(many.weight, one.weight, rtol=1e-5, atol=1e-6)
     for x, y in zip(a.history, b.history, strict=True):
-        assert x == pytest.approx(y, rel=1e-4) and y["tokens"] == sum(3 + j % 4 for j in range(4))
+        assert x == pytest.approx(y, rel=1e-4)
+        assert y["tokens"] == sum(3 + j % 4 for j in range(4))
 
 
 def test_without_tokens_micro_batches_count_the_same() -> None:
@@ -118,7 +120,9 @@ def test_global_generator_and_modes_are_left_alone() -> None:
     before = torch.get_rng_state()
     Trainer(model, squared_error, CONFIG).fit(batch_at)
     assert torch.equal(before, torch.get_rng_state())
-    assert not model.training and model.out.training and not model.dropout.training
+    assert not model.training
+    assert model.out.training
+    assert not model.dropout.training
 
 
 def test_dropout_depends_on_the_seed() -> None:
@@ -139,7 +143,8 @@ def test_bf16_computes_products_in_bfloat16_and_keeps_float32_weights() -> None:
 
     model = Net()
     Trainer(model, loss, replace(CONFIG, precision="bf16")).fit(batch_at)
-    assert set(seen) == {torch.bfloat16} and model.out.weight.dtype == torch.float32
+    assert set(seen) == {torch.bfloat16}
+    assert model.out.weight.dtype == torch.float32
 
 
 # --- resume ---
@@ -223,7 +228,9 @@ def test_non_finite_loss_names_step_and_metric_and_spares_the_weights(tmp_path: 
         return (value * math.nan if len(batch["y"]) == 5 else value), metrics
 
     model, reference = Net(), Net()
-    with pytest.raises(TrainingError, match="sft/loss is nan at step 3, it must be finite; the last checkpoint is .*2"):
+    with pytest.raises(
+        TrainingError, match=r"sft/loss is nan at step 3, it must be finite; the last checkpoint is .*2"
+    ):
         Trainer(model, loss, replace(CONFIG, checkpoint_every=1), name="sft", checkpoint_dir=tmp_path).fit(batch_at)
     with pytest.raises(Stop):
         Trainer(reference, squared_error, CONFIG).fit(stopping_at(2))
@@ -271,7 +278,9 @@ def test_micro_batches_must_agree_on_metrics() -> None:
 def test_metrics_reach_the_run(tmp_path: Path) -> None:
     class FakeRun:
         checkpoints = tmp_path / "checkpoints"
-        logged: list[tuple[int, Metrics]] = []
+
+        def __init__(self) -> None:
+            self.logged: list[tuple[int, Metrics]] = []
 
         def log(self, step: int, metrics: Metrics) -> None:
             self.logged.append((step, metrics))

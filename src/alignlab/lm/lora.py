@@ -1,8 +1,8 @@
 """LoRA: low-rank adapters beside frozen linear layers (Hu et al. 2021).
 
-A wrapped layer computes `base(x) + scaling * (x Aᵀ) Bᵀ` with `A` (rank, in) and `B` (out, rank). `B` starts at zero, so a
-fresh adapter changes nothing. Adapter weights stay in float32 whatever the base is in: beside a bfloat16 base the small
-matrices are cast, never the activations.
+A wrapped layer computes `base(x) + scaling * (x Aᵀ) Bᵀ` with `A` (rank, in) and `B` (out, rank). `B` starts at zero, so
+a fresh adapter changes nothing. Adapter weights stay in float32 whatever the base is in: beside a bfloat16 base the
+small matrices are cast, never the activations.
 """
 
 from __future__ import annotations
@@ -148,8 +148,8 @@ class LoRALinear(nn.Module):
 class _LoRAFunction(torch.autograd.Function):
     """`x Wᵀ + b + scaling (x Aᵀ) Bᵀ` with `W` and `b` constant.
 
-    Saves `x`, the matrices and `x Aᵀ` (rank columns), no copy of a wider base; adds the two terms in place on the way forward and back,
-    so that no second tensor of the output's or the input's size exists.
+    Saves `x`, the matrices and `x Aᵀ` (rank columns), no copy of a wider base; adds the two terms in place on the way
+    forward and back, so that no second tensor of the output's or the input's size exists.
     """
 
     @staticmethod
@@ -216,7 +216,7 @@ def wrap_linear(model: nn.Module, name: str, config: LoraConfig) -> LoRALinear:
 
 
 def target_names(model: nn.Module, targets: tuple[str, ...]) -> list[str]:
-    """Full names of the linear layers that `targets` select, in the model's order. ConfigError where one selects none."""
+    """Names of the linear layers that `targets` select, in the model's order; ConfigError where one selects none."""
     linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
     chosen = set()
     for target in targets:

@@ -2,13 +2,13 @@
 
 What is saved here loads with `peft.PeftModel.from_pretrained` on the Hugging Face model of the same weights, and what
 PEFT saved (plain LoRA) loads here. Our layers' names become Hugging Face's by the family's table in
-`alignlab.lm.architectures`. `A` is (rank, in) and `B` (out, rank) in the file too, also beside GPT-2's input-first weights.
+`alignlab.lm.architectures`. `A` is (rank, in) and `B` (out, rank) in the file too, also beside GPT-2's input-first
+weights.
 """
 
 from __future__ import annotations
 
 import json
-import math
 import re
 from collections.abc import Iterable
 from pathlib import Path
@@ -19,18 +19,18 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from alignlab.core.errors import DataError, ModelError
+from alignlab.core.errors import ConfigError, DataError, ModelError
 from alignlab.core.files import atomic_write, read_json
 from alignlab.lm.architectures import Entry, Transposed, family_of
-from alignlab.lm.lora import LoraConfig, lora_layers, refuse_adapters, wrap_linear
+from alignlab.lm.lora import ALL_LINEAR, LoraConfig, lora_layers, refuse_adapters, wrap_linear
 from alignlab.lm.model import GPTModel
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
 _KEY = re.compile(re.escape(_PREFIX) + r"(?P<module>.+)\.lora_(?P<matrix>[AB])\.weight")
 _UNSUPPORTED = (
-    "use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "layer_replication", "lora_bias", "target_parameters",
-    "trainable_token_indices", "alora_invocation_tokens", "use_qalora", "use_bdlora",
+    "use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "layer_replication", "lora_bias",
+    "target_parameters", "trainable_token_indices", "alora_invocation_tokens", "use_qalora", "use_bdlora",
 )  # fmt: skip
 _UNCHANGED_BASE = (None, True, False, "gaussian", "orthogonal", "eva")
 """Initialisations that leave the base weights as they were; others (PiSSA, OLoRA, ...) need a changed base."""
@@ -90,8 +90,8 @@ def load_adapter(model: GPTModel, directory: str | Path) -> GPTModel:
         expected = ((config.rank, layer.in_features), (layer.out_features, config.rank))
         if (tuple(a.shape), tuple(b.shape)) != expected:
             raise ModelError(
-                f"adapter {directory} has {tuple(a.shape)} and {tuple(b.shape)} for {module}, where this model and rank "
-                f"{config.rank} need {expected[0]} and {expected[1]}"
+                f"adapter {directory} has {tuple(a.shape)} and {tuple(b.shape)} for {module}, where this model "
+                f"and rank {config.rank} need {expected[0]} and {expected[1]}"
             )
     model.requires_grad_(False)
     for module, (a, b) in pairs.items():
@@ -128,8 +128,9 @@ def _entry(model: GPTModel, name: str) -> Entry:
             if len(entry.ours) > 1:
                 alone = sorted({n.rpartition(".")[2] for n in _placed(model)} - {"head"})
                 raise ModelError(
-                    f"{name} has an adapter, but Hugging Face's {family.name} keeps query, key and value in one matrix, so "
-                    f"PEFT has no place for it; for PEFT use the targets {', '.join(alone)}, or merge and export the model"
+                    f"{name} has an adapter, but Hugging Face's {family.name} keeps query, key and value in one "
+                    f"matrix, so PEFT has no place for it; for PEFT use the targets {', '.join(alone)}, or merge and "
+                    "export the model"
                 )
             return entry
     raise ModelError(f"{name} has no place in Hugging Face's {family.name}")
@@ -167,11 +168,13 @@ def _read_config(directory: Path) -> LoraConfig:
     if changed:
         raise ModelError(f"{path} uses {changed[0]} ({raw[changed[0]]!r}), only plain LoRA can be loaded")
     rank, alpha, dropout = raw.get("r"), raw.get("lora_alpha"), raw.get("lora_dropout", 0.0)
-    numbers = all(isinstance(x, (int, float)) and not isinstance(x, bool) for x in (rank, alpha, dropout))
-    if not numbers or not isinstance(rank, int) or rank < 1 or not 0 < alpha < math.inf or not 0 <= dropout < 1:
-        raise ModelError(f"{path} has r={rank!r}, lora_alpha={alpha!r}, lora_dropout={dropout!r}, which is no LoRA")
-    # Which layers have adapters is read from the weights: endings of Hugging Face names mean nothing here.
-    return LoraConfig(rank, float(alpha), ("all-linear",), float(dropout), bool(raw.get("use_rslora")))
+    if not isinstance(rank, int) or not isinstance(alpha, int | float) or not isinstance(dropout, int | float):
+        raise ModelError(f"{path} has r={rank!r}, lora_alpha={alpha!r}, lora_dropout={dropout!r}, allowed: numbers")
+    try:
+        # Which layers have adapters is read from the weights: endings of Hugging Face names mean nothing here.
+        return LoraConfig(rank, float(alpha), (ALL_LINEAR,), float(dropout), bool(raw.get("use_rslora")))
+    except ConfigError as error:
+        raise ModelError(f"{path}: {error}") from error
 
 
 def _read_pairs(directory: Path) -> dict[str, tuple[Tensor, Tensor]]:

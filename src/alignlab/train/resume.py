@@ -94,7 +94,7 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
 
 
 def first_difference(saved: Any, own: Any, name: str = "") -> str | None:
-    """The first place where two trees of plain values differ, as `name is X there and Y here`; None where they agree."""
+    """Where two trees of plain values first differ, as `name is X there and Y here`; None where they agree."""
     if isinstance(saved, Mapping) and isinstance(own, Mapping):
         for key in [*own, *(key for key in saved if key not in own)]:
             found = first_difference(saved.get(key, "absent"), own.get(key, "absent"), f"{name}.{key}" if name else key)

@@ -54,9 +54,9 @@ class TrainResult:
 class Trainer:
     """Trains the parameters of `model` that require gradients, and stops with an error rather than learn nothing.
 
-    With a `run` its metrics are logged as `<name>/loss` and so on, and checkpoints go to `run.checkpoints/<name>` unless
-    `checkpoint_dir` says otherwise. Where that has a checkpoint, `fit` goes on from it and ends in the same bits as a
-    training that was never interrupted: batches are a function of their number, and dropout is seeded by it.
+    With a `run` its metrics are logged as `<name>/loss` and so on, and checkpoints go to `run.checkpoints/<name>`
+    unless `checkpoint_dir` says otherwise. Where that has a checkpoint, `fit` goes on from it and ends in the same bits
+    as a training that was never interrupted: batches are a function of their number, and dropout is seeded by it.
     """
 
     def __init__(
@@ -81,8 +81,8 @@ class Trainer:
         """Train to `config.steps` updates; `batch_at(i)` is micro-batch number i, the same whenever it is asked.
 
         Raises:
-            TrainingError: a loss, metric or gradient that is not finite, a batch whose `loss_mask` is empty, a loss that
-                no trainable parameter influences, or a checkpoint that cannot be written, read or continued.
+            TrainingError: a loss, metric or gradient that is not finite, a batch whose `loss_mask` is empty, a loss
+                that no trainable parameter influences, or a checkpoint that cannot be written, read or continued.
         """
         config = self.config
         self.parameters = list(trainable_parameters(self.model).values())
