@@ -13,8 +13,8 @@ from alignlab.core.errors import ConfigError
 
 _LEGENDRE_NODES, _LEGENDRE_WEIGHTS = np.polynomial.legendre.leggauss(200)
 _T = (_LEGENDRE_NODES + 1) / 2
-# Quantile levels and weights on (0, 1); the step u = t^3 (10 - 15 t + 6 t^2) takes the infinite slope of a quantile function
-# out of the ends.
+# Quantile levels and weights on (0, 1); the step u = t^3 (10 - 15 t + 6 t^2) takes the infinite slope of a quantile
+# function out of the ends.
 _LEVELS = _T**3 * (10 - 15 * _T + 6 * _T**2)
 _WEIGHTS = _LEGENDRE_WEIGHTS / 2 * 30 * _T**2 * (1 - _T) ** 2
 
