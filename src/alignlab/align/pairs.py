@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 
 import torch
 from jaxtyping import Bool, Int
@@ -46,19 +47,23 @@ def check_pairs(pairs: Sequence[PreferencePair]) -> None:
 
 def end_token(tokenizer: Tokenizer, prompt: Prompt) -> int:
     """The token that closes a response to this kind of prompt: what the chat template puts after an assistant turn
-    (`<|im_end|>`, `<end_of_turn>`, ...), else the lowest end-of-sequence id.
+    (`<|im_end|>`, `<end_of_turn>`, ...), for raw text the end-of-sequence token.
 
     Raises DataError when the tokenizer has no end token.
     """
+    return _end_token(tokenizer, not isinstance(prompt, str))
+
+
+@lru_cache(maxsize=16)  # rendering a template costs far more than encoding a response
+def _end_token(tokenizer: Tokenizer, chat: bool) -> int:
     if not tokenizer.eos_ids:
         raise DataError("the tokenizer has no end-of-sequence token, so a response cannot be closed")
-    if not isinstance(prompt, str) and tokenizer.chat_template:
+    if chat:
         turn = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        rendered = tokenizer.encode(tokenizer.render_chat(turn, generation_prompt=False))
-        closing = [token for token in rendered if token in tokenizer.eos_ids]
+        closing = [i for i in tokenizer.encode_prompt(turn, generation_prompt=False) if i in tokenizer.eos_ids]
         if closing:
             return closing[-1]
-    return min(tokenizer.eos_ids)
+    return min(tokenizer.eos_ids) if tokenizer.eos_id is None else tokenizer.eos_id
 
 
 def encode_response(

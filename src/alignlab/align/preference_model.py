@@ -117,7 +117,7 @@ class PreferenceModel(nn.Module):
     def both_rewards(self, chosen: Batch, rejected: Batch) -> tuple[Float[Tensor, " batch"], Float[Tensor, " batch"]]:
         """Raw rewards of both sides."""
         key = "features" if "features" in chosen else "tokens"
-        if key not in chosen or key not in rejected:
+        if key not in chosen or chosen.keys() != rejected.keys():
             raise TrainingError(
                 f"chosen has {sorted(chosen)} and rejected {sorted(rejected)}, both need tokens and last_index"
             )
@@ -126,7 +126,7 @@ class PreferenceModel(nn.Module):
             raise TrainingError(
                 f"chosen has {len(first)} rows and rejected {len(second)}, both need the same number and at least one"
             )
-        if first.shape == second.shape and torch.equal(first, second):
+        if all(torch.equal(chosen[name], rejected[name]) for name in chosen):
             raise TrainingError(
                 f"chosen and rejected are equal in all {len(first)} rows, so there is no preference to learn"
             )

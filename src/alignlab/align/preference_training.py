@@ -55,10 +55,12 @@ def train_preference_model(
     """
     config = config or PreferenceConfig()
     check_pairs(pairs)
-    # A pair of equal texts has the same loss whatever the reward: it would only dilute the gradient.
-    pairs = [pair for pair in pairs if pair.chosen != pair.rejected]
-    rows = [(model.encode(pair.prompt, pair.chosen), model.encode(pair.prompt, pair.rejected)) for pair in pairs]
-    labels = torch.tensor([pair.probability for pair in pairs])
+    encoded = [(model.encode(pair.prompt, pair.chosen), model.encode(pair.prompt, pair.rejected)) for pair in pairs]
+    # Sides that read the same (equal texts, or equal once cut to length) have one loss whatever the reward.
+    differing = [i for i, (chosen, rejected) in enumerate(encoded) if chosen != rejected]
+    if not differing:
+        raise DataError(f"chosen and rejected are equal within max_length={model.max_length} tokens in all pairs")
+    rows, labels = [encoded[i] for i in differing], torch.tensor([pairs[i].probability for i in differing])
     lengths = [max(len(chosen), len(rejected)) for chosen, rejected in rows]
     order = LengthBatches(lengths, config.batch_size, seed=config.train.seed)
     fixed = frozen_features(model, rows) if model.lora is None else None
