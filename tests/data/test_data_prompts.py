@@ -28,11 +28,12 @@ PROVENANCE = (DATA / "prompts" / "PROVENANCE.md").read_text(encoding="utf-8")
 # (smallest total, train, heldout, categories, records a category)
 PROMISED = {"harmful": (264, 140, 120, 12, 22), "benign": (130, 60, 60, 8, 15), "helpful": (260, 140, 100, 10, 20)}
 FUNCTION_WORDS = frozenset(
-    re.findall(
-        r"\w+",
-        "a an the of to in on at for and or is are was were do does did i me my you your he she it its how can could would "
-        "should what which that this with from so be by as if not",
+    word
+    for line in (
+        "a an the of to in on at for and or is are was were do does did i me my you your he she it its how can could",
+        "would should what which that this with from so be by as if not",
     )
+    for word in line.split()
 )
 
 
@@ -219,7 +220,7 @@ def test_unknown_set_or_split_names_what_is_allowed() -> None:
         ("The answer is 8.", "8", True),
         ("There are 18 eggs.", "8", False),
         ("There are 80 eggs.", "8", False),
-        ("A catalyst", "list", False),
+        ("A stylist", "list", False),
         ("SATURN has rings", "saturn", True),
         ("Call at 3:30 p.m.", "3:30", True),
         ("anything", "", True),

@@ -47,7 +47,7 @@ class PromptRecord:
 
 @dataclass(frozen=True)
 class LabelledPair:
-    """Two answers to one prompt, labelled by hand: used to measure judges, never to train."""
+    """Two answers to one prompt, written to be harmless and harmful: used to measure judges, never to train."""
 
     id: str
     category: str
@@ -77,7 +77,7 @@ def categories(name: PromptSet) -> tuple[str, ...]:
 
 
 def load_pairs() -> list[LabelledPair]:
-    """Return the hand-labelled pairs on which feedback methods and judges are measured."""
+    """Return the labelled pairs on which feedback methods and judges are measured."""
     return list(_packaged_pairs())
 
 
