@@ -72,8 +72,9 @@ def _dispatch(arguments: list[str]) -> int:
 
 
 def _say(sentence: str, code: int) -> int:
-    with contextlib.suppress(OSError, ValueError):  # if stderr is closed, the exit code still tells
-        print(sentence, file=sys.stderr, flush=True)
+    if sys.stderr is not None:  # print would go to stdout then
+        with contextlib.suppress(OSError, ValueError):  # if stderr is closed, the exit code still tells
+            print(sentence, file=sys.stderr, flush=True)
     return code
 
 

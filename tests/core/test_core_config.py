@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -225,10 +226,8 @@ def test_yaml_files_that_cannot_be_read(tmp_path: Path) -> None:
 
 @given(st.text() | st.binary())
 def test_any_text_is_a_value_or_a_config_error(text: str | bytes) -> None:
-    try:
+    with suppress(ConfigError):
         parse_yaml(text, "x")
-    except ConfigError as error:
-        assert str(error).startswith("x")
 
 
 # The command line

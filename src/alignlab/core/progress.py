@@ -2,16 +2,41 @@
 
 from __future__ import annotations
 
+import sys
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, TextIO, cast
 
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as RichProgress
 
 LINE_EVERY_SECONDS = 5.0
+
+
+class _Forgiving:
+    """A text stream whose reader may go away, or whose disk may fill up: what cannot be shown is dropped."""
+
+    def __init__(self, stream: TextIO):
+        self._stream = stream
+
+    def write(self, text: str) -> int:
+        with suppress(OSError, ValueError):  # ValueError: the stream is closed
+            self._stream.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with suppress(OSError, ValueError):
+            self._stream.flush()
+
+    def isatty(self) -> bool:
+        with suppress(OSError, ValueError):
+            return self._stream.isatty()
+        return False
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._stream, name)
 
 
 class ProgressTask:
@@ -62,7 +87,7 @@ def clock_time(seconds: float) -> str:
 
 
 class Progress:
-    """Shows tasks on stderr, or on `console`. A closed or piped stderr never stops the work.
+    """Shows tasks on stderr, or on `console`. A closed stderr, or one that nobody reads, never stops the work.
 
     On a terminal a task is a live bar; elsewhere a line at its start and end and every few seconds between.
     """
@@ -70,7 +95,11 @@ class Progress:
     def __init__(self, console: Console | None = None, *, clock: Callable[[], float] = time.monotonic):
         from rich.console import Console
 
-        self._console: Console | None = console or Console(stderr=True)
+        if console is None:
+            console = Console(stderr=True)
+            if sys.stderr is not None:
+                console.file = cast(TextIO, _Forgiving(sys.stderr))
+        self._console: Console | None = console
         self._clock = clock
         self._live: RichProgress | None = None
 
@@ -84,8 +113,7 @@ class Progress:
     def say(self, text: str) -> None:
         """Print one line above any live bar; `text` is shown literally."""
         if self._console is not None:
-            with suppress(OSError, ValueError):  # stderr closed or its reader gone: the work matters more
-                self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+            self._console.print(text, markup=False, highlight=False, soft_wrap=True)
 
     @contextmanager
     def task(self, label: str, total: int | None, unit: str = "samples") -> Iterator[ProgressTask]:
@@ -129,24 +157,20 @@ class Progress:
                 TextColumn("{task.fields[text]}"),
             )
             self._live = RichProgress(*columns, console=self._console, transient=True)
-            with suppress(OSError, ValueError):
-                self._live.start()
+            self._live.start()
         live = self._live
         bar = live.add_task(escape(task.label), total=task.total, text="")
 
         def show(task: ProgressTask) -> None:
-            with suppress(OSError, ValueError):
-                live.update(bar, completed=task.done, text=escape(task.figures()))
+            live.update(bar, completed=task.done, text=escape(task.figures()))
 
         task._show = show
         try:
             yield
         finally:
-            with suppress(OSError, ValueError):
-                live.remove_task(bar)
-                if outermost:
-                    live.stop()
+            live.remove_task(bar)
             if outermost:
+                live.stop()
                 self._live = None
 
 
