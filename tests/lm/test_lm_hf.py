@@ -14,7 +14,8 @@ from safetensors.torch import load_file, save_file
 
 from alignlab.core.errors import ModelError
 from alignlab.lm.config import GPTConfig, RopeScaling
-from alignlab.lm.hf_config import config_from_hf, config_to_hf
+from alignlab.lm.hf_config import config_from_hf
+from alignlab.lm.hf_config_writer import config_to_hf
 from alignlab.lm.hf_export import export_hf, load_hf
 from alignlab.lm.model import GPTModel
 

@@ -127,9 +127,7 @@ class Family:
 
 def _entries(table: Mapping[str, str], layouts: Mapping[str, Layout] | None = None) -> tuple[Entry, ...]:
     layouts = layouts or {}
-    return tuple(
-        Entry(stored, tuple(ours.split(" + ")), layouts.get(ours, PLAIN)) for ours, stored in table.items()
-    )
+    return tuple(Entry(stored, tuple(ours.split(" + ")), layouts.get(ours, PLAIN)) for ours, stored in table.items())
 
 
 _QKV = "blocks.{i}.attn.q + blocks.{i}.attn.k + blocks.{i}.attn.v"
@@ -218,7 +216,9 @@ _FUSED_GGUF = {
     "head": "output",
 }
 _PAIRED: dict[str, Layout] = {"blocks.{i}.attn.q": PairedRotary(), "blocks.{i}.attn.k": PairedRotary()}
-_GEMMA_NORMS: dict[str, Layout] = {ours: OneAdded() for ours in _GEMMA2_GGUF if ours.endswith(("norm", "norm1", "norm2"))}
+_GEMMA_NORMS: dict[str, Layout] = {
+    ours: OneAdded() for ours in _GEMMA2_GGUF if ours.endswith(("norm", "norm1", "norm2"))
+}
 
 # Gemma 3's multimodal checkpoints put the language model under a prefix of its own, next to the vision tower.
 _VISION = (r".*vision_tower\..*", r".*multi_modal_projector\..*")
@@ -228,7 +228,8 @@ FAMILIES: dict[str, Family] = {
     family.name: family
     for family in (
         Family(
-            "gpt2", "GPT2LMHeadModel", "gpt2", _entries(_GPT2_HF, _GPT2_LAYOUTS), _entries(_FUSED_GGUF, {_QKV: Stacked()}),
+            "gpt2", "GPT2LMHeadModel", "gpt2",
+            _entries(_GPT2_HF, _GPT2_LAYOUTS), _entries(_FUSED_GGUF, {_QKV: Stacked()}),
             ("transformer.",), (r".*h\.\d+\.attn\.(masked_)?bias",),
         ),
         Family(
@@ -236,7 +237,10 @@ FAMILIES: dict[str, Family] = {
             _entries(_NEOX_HF, {_QKV: InterleavedHeads()}), _entries(_FUSED_GGUF, {_QKV: Stacked()}),
             ("gpt_neox.",), (r".*attention\.(masked_)?bias", r".*rotary_emb\.inv_freq"),
         ),
-        Family("llama", "LlamaForCausalLM", "llama", _entries(_LLAMA_HF), _entries(_LLAMA_GGUF, _PAIRED), ignored=_INV_FREQ),
+        Family(
+            "llama", "LlamaForCausalLM", "llama", _entries(_LLAMA_HF), _entries(_LLAMA_GGUF, _PAIRED),
+            ignored=_INV_FREQ,
+        ),
         Family("qwen2", "Qwen2ForCausalLM", "qwen2", _entries(_LLAMA_HF), _entries(_LLAMA_GGUF)),
         Family("qwen3", "Qwen3ForCausalLM", "qwen3", _entries(_LLAMA_HF), _entries(_LLAMA_GGUF)),
         Family("gemma", "GemmaForCausalLM", "gemma", _entries(_LLAMA_HF), _entries(_LLAMA_GGUF, _GEMMA_NORMS)),
@@ -281,4 +285,6 @@ def bindings(config: GPTConfig, parameters: Mapping[str, Tensor], file_format: F
                     yield Binding(entry.stored.format(i=i) + suffix, names, entry.layout)
     homeless = [name for name in parameters if name not in placed]
     if homeless:
-        raise ModelError(f"parameter {homeless[0]!r} has no place in {file_format} files of architecture {family.name!r}")
+        raise ModelError(
+            f"parameter {homeless[0]!r} has no place in {file_format} files of architecture {family.name!r}"
+        )

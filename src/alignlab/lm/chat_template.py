@@ -7,6 +7,7 @@ separate process with limits of time, memory and output, because a template is a
 from __future__ import annotations
 
 import atexit
+import contextlib
 import hashlib
 import json
 import os
@@ -69,7 +70,9 @@ def check_messages(messages: Sequence[Message]) -> None:
         raise ModelError("a conversation needs at least one message")
     for i, message in enumerate(messages):
         if not isinstance(message, dict) or not all(isinstance(message.get(k), str) for k in ("role", "content")):
-            raise ModelError(f"message {i} must be a mapping with text under 'role' and 'content', got {message!r:.200}")
+            raise ModelError(
+                f"message {i} must be a mapping with text under 'role' and 'content', got {message!r:.200}"
+            )
 
 
 class _Worker:
@@ -142,10 +145,8 @@ class _Worker:
         process.wait()
         for pipe in (process.stdin, process.stdout):
             if pipe is not None:
-                try:
+                with contextlib.suppress(OSError):  # unsent input of a killed process
                     pipe.close()
-                except OSError:  # unsent input of a killed process
-                    pass
 
 
 _worker = _Worker()

@@ -77,7 +77,8 @@ def _shape(file: GGUFFile, keys: _Keys) -> dict[str, Any]:
     # Every layer has tensors, so a header that claims absurdly many is damaged; building it would take forever.
     if not 0 < n_layers <= len(file.tensors) or n_heads <= 0 or d_model <= 0:
         raise ModelError(
-            f"{file.path}: {n_layers} layers, {n_heads} heads and width {d_model} do not fit its {len(file.tensors)} tensors"
+            f"{file.path}: {n_layers} layers, {n_heads} heads and width {d_model} do not fit "
+            f"its {len(file.tensors)} tensors"
         )
     return {
         "vocab_size": embedding.shape[0],
@@ -167,5 +168,7 @@ def _llama3_scaling(file: GGUFFile, keys: _Keys, rotary_dim: int, theta: float) 
         scaling = RopeScaling("llama3", float(divisors.max()), original_n_ctx=original)
         expected = frequencies(rotary_dim, theta, None) / frequencies(rotary_dim, theta, scaling)
     if scaling is None or not torch.allclose(divisors, expected, rtol=1e-3):
-        raise ModelError(f"{file.path}: the divisors in {ROPE_FACTORS!r} are not Llama 3.1's, which are the supported ones")
+        raise ModelError(
+            f"{file.path}: the divisors in {ROPE_FACTORS!r} are not Llama 3.1's, which are the supported ones"
+        )
     return scaling

@@ -51,7 +51,7 @@ class _Cursor:
     """Reads little-endian values and refuses to step over the end."""
 
     def __init__(self, data: np.ndarray, path: Path) -> None:
-        self.data, self.path, self.position = memoryview(data), path, 0
+        self.data, self.path, self.position = memoryview(data.data), path, 0
         self.limit = min(len(data), MAX_METADATA_BYTES)
 
     def fail(self, problem: str) -> ModelError:
@@ -165,7 +165,9 @@ class GGUFFile:
         previous_end, previous_name = 0, ""
         for tensor in sorted(relative.values(), key=lambda t: t.start):
             if base + tensor.start + tensor.n_bytes > len(self._data):
-                raise cursor.fail(f"tensor {tensor.name!r} ends beyond the end of the file; the download may be cut off")
+                raise cursor.fail(
+                    f"tensor {tensor.name!r} ends beyond the end of the file; the download may be cut off"
+                )
             if tensor.start < previous_end:
                 raise cursor.fail(f"tensors {previous_name!r} and {tensor.name!r} overlap")
             previous_end, previous_name = tensor.start + tensor.n_bytes, tensor.name

@@ -21,9 +21,7 @@ CONTROL, USER_DEFINED, UNKNOWN, UNUSED, BYTE = 3, 4, 2, 5, 6
 MAX_TOKEN_CHARS = 1024
 
 _CONTRACTIONS = r"(?i:'s|'t|'re|'ve|'m|'ll|'d)"
-_LLAMA3 = (
-    _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
-)
+_LLAMA3 = _CONTRACTIONS + r"|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*|\s*[\r\n]+|\s+(?!\S)|\s+"
 _QWEN2 = _LLAMA3.replace(r"\p{N}{1,3}", r"\p{N}")
 _DEFAULT = (
     r"[\p{P}\$\+<=>\^~\|]+",
@@ -175,9 +173,9 @@ def sentencepiece_core(
 
 
 def _add_special(core: tokenizers.Tokenizer, tokens: Sequence[str], types: np.ndarray) -> None:
-    control = [tokens[i] for i in np.flatnonzero((types == CONTROL) | (types == UNKNOWN)) if tokens[i]]
+    control = [tokens[i] for i in np.flatnonzero((types == CONTROL) | (types == UNKNOWN)).tolist() if tokens[i]]
     core.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in control])
-    ours = [tokens[i] for i in np.flatnonzero(types == USER_DEFINED) if tokens[i]]
+    ours = [tokens[i] for i in np.flatnonzero(types == USER_DEFINED).tolist() if tokens[i]]
     core.add_tokens([AddedToken(token, special=False, normalized=False) for token in ours])
 
 

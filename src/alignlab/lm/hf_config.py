@@ -1,8 +1,7 @@
-"""`GPTConfig` from the `config.json` of a Hugging Face model, and back."""
+"""`GPTConfig` from the `config.json` of a Hugging Face model."""
 
 from __future__ import annotations
 
-import dataclasses
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -21,7 +20,6 @@ _ACTIVATIONS: dict[str, Activation] = {
     "swish": "silu",
     "relu": "relu",
 }
-_HF_ACTIVATION = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "silu": "silu", "relu": "relu"}
 _GEMMA_DEFAULT_THETA = 1_000_000.0
 _GEMMA_LOCAL_THETA = 10_000.0
 
@@ -73,12 +71,17 @@ def _refuse(raw: Json, **wanted: Any) -> None:
             raise ValueError(f"{name}={raw[name]!r} is not supported, allowed: {value!r}")
 
 
+def _first(*candidates: Any) -> float:
+    """The first that is given, as a number: newer spellings stand before older ones."""
+    return float(next(value for value in candidates if value is not None))
+
+
 def _rope(raw: Json, layer_type: str = "full_attention", theta: float = 10_000.0) -> tuple[float, RopeScaling | None]:
     """Base and scaling, from `rope_parameters` (newer files) or `rope_theta` and `rope_scaling` (older ones)."""
     rope = raw.get("rope_parameters") or raw.get("rope_scaling") or {}
     if layer_type in rope:
         rope = rope[layer_type]
-    base = float(rope.get("rope_theta", raw.get("rope_theta", raw.get("rotary_emb_base", theta))))
+    base = _first(rope.get("rope_theta"), raw.get("rope_theta"), raw.get("rotary_emb_base"), theta)
     kind = rope.get("rope_type", rope.get("type", "default"))
     if kind in ("default", None):
         return base, None
@@ -175,7 +178,7 @@ def _gemma2(raw: Json) -> Json:
 
 
 def _gemma3(raw: Json) -> Json:
-    period = int(raw.get("sliding_window_pattern", raw.get("_sliding_window_pattern", 6)))
+    period = int(_first(raw.get("sliding_window_pattern"), raw.get("_sliding_window_pattern"), 6))
     theta, scaling = _rope(raw, "full_attention", _GEMMA_DEFAULT_THETA)
     local, local_scaling = _GEMMA_LOCAL_THETA, None
     if "sliding_attention" in (raw.get("rope_parameters") or {}):
@@ -232,7 +235,7 @@ def _neox(raw: Json) -> Json:
     fields = _common(raw, False)
     d_head = fields["d_model"] // fields["n_heads"]
     rope = raw.get("rope_parameters") or {}
-    share = rope.get("partial_rotary_factor", raw.get("partial_rotary_factor", raw.get("rotary_pct", 0.25)))
+    share = _first(rope.get("partial_rotary_factor"), raw.get("partial_rotary_factor"), raw.get("rotary_pct"), 0.25)
     bias = bool(raw.get("attention_bias", True))
     return fields | {
         "n_kv_heads": 0,
@@ -242,7 +245,7 @@ def _neox(raw: Json) -> Json:
         "norm_eps": float(raw.get("layer_norm_eps", 1e-5)),
         "rope_theta": theta,
         "rope_scaling": scaling,
-        "rotary_dim": int(d_head * float(share)),
+        "rotary_dim": int(d_head * share),
         "parallel_block": bool(raw.get("use_parallel_residual", True)),
         "qkv_bias": bias,
         "out_bias": bias,
@@ -260,109 +263,3 @@ _READERS: dict[str, Callable[[Json], Json]] = {
     "gemma2": _gemma2,
     "gemma3_text": _gemma3,
 }
-
-
-def config_to_hf(config: GPTConfig) -> Json:
-    """The `config.json` of this architecture. Raises `ModelError` where the family's format cannot express a field."""
-    if config.architecture not in _READERS:
-        raise ModelError(f"unknown architecture {config.architecture!r}, known: {', '.join(FAMILIES)}")
-    raw = _gpt2_json(config) if config.architecture == "gpt2" else _rotary_json(config)
-    raw["model_type"] = config.architecture
-    raw["architectures"] = [FAMILIES[config.architecture].hf_class]
-    back = config_from_hf(raw)
-    for item in dataclasses.fields(GPTConfig):
-        ours, theirs = getattr(config, item.name), getattr(back, item.name)
-        close = isinstance(ours, float) and isinstance(theirs, float) and abs(ours - theirs) <= 1e-6 * abs(ours)
-        if ours != theirs and not close:
-            raise ModelError(
-                f"{item.name} is {ours!r}, which Hugging Face files of architecture {config.architecture!r} "
-                f"cannot express (they would say {theirs!r})"
-            )
-    return raw
-
-
-def _gpt2_json(config: GPTConfig) -> Json:
-    return {
-        "vocab_size": config.vocab_size,
-        "n_positions": config.n_ctx,
-        "n_embd": config.d_model,
-        "n_layer": config.n_layers,
-        "n_head": config.n_heads,
-        "n_inner": config.d_mlp,
-        "activation_function": "gelu_new" if config.activation == "gelu_tanh" else _HF_ACTIVATION[config.activation],
-        "layer_norm_epsilon": config.norm_eps,
-        "tie_word_embeddings": config.tie_embeddings,
-    }
-
-
-def _rope_json(config: GPTConfig) -> Json:
-    rope: Json = {"rope_theta": config.rope_theta, "rope_type": "default"}
-    if config.rope_scaling is not None:
-        scaling = config.rope_scaling
-        rope |= {"rope_type": scaling.kind, "factor": scaling.factor}
-        if scaling.kind == "llama3":
-            rope |= {
-                "low_freq_factor": scaling.low_freq_factor,
-                "high_freq_factor": scaling.high_freq_factor,
-                "original_max_position_embeddings": scaling.original_n_ctx,
-            }
-    return rope
-
-
-def _rotary_json(config: GPTConfig) -> Json:
-    family = config.architecture
-    rope = _rope_json(config)
-    raw: Json = {
-        "vocab_size": config.vocab_size,
-        "max_position_embeddings": config.n_ctx,
-        "hidden_size": config.d_model,
-        "num_hidden_layers": config.n_layers,
-        "num_attention_heads": config.n_heads,
-        "num_key_value_heads": config.n_kv_heads,
-        "head_dim": config.d_head,
-        "intermediate_size": config.d_mlp,
-        "hidden_act": _HF_ACTIVATION[config.activation],
-        "attention_bias": config.out_bias,
-        "tie_word_embeddings": config.tie_embeddings,
-        "rope_parameters": rope,
-        # Readers older than `rope_parameters` look here.
-        "rope_theta": config.rope_theta,
-    }
-    if family == "gpt_neox":
-        share = config.rotary_dim / config.d_head
-        rope["partial_rotary_factor"] = raw["rotary_pct"] = share
-        raw |= {"layer_norm_eps": config.norm_eps, "use_parallel_residual": config.parallel_block}
-        del raw["head_dim"], raw["num_key_value_heads"]
-        return raw
-    raw["rms_norm_eps"] = config.norm_eps
-    if family == "llama":
-        raw["mlp_bias"] = config.mlp_bias
-    if family.startswith("qwen"):
-        raw["use_sliding_window"] = config.window is not None
-    if family.startswith("gemma"):
-        raw["hidden_activation"] = raw["hidden_act"]
-    if family in ("gemma2", "gemma3_text"):
-        raw |= {
-            "query_pre_attn_scalar": _scalar_of(config),
-            "attn_logit_softcapping": config.attn_softcap,
-            "final_logit_softcapping": config.logit_softcap,
-        }
-    if family == "gemma3_text":
-        local = config.rope_local_theta or config.rope_theta
-        raw["rope_parameters"] = {
-            "full_attention": rope,
-            "sliding_attention": {"rope_theta": local, "rope_type": "default"},
-        }
-        raw["rope_local_base_freq"] = local
-    if family in ("qwen2", "qwen3", "gemma2", "gemma3_text"):
-        raw["sliding_window"] = config.window
-        raw["layer_types"] = [
-            "sliding_attention" if config.is_windowed(i) else "full_attention" for i in range(config.n_layers)
-        ]
-    return raw
-
-
-def _scalar_of(config: GPTConfig) -> float:
-    """`query_pre_attn_scalar`, a whole number wherever it is one, because readers insist."""
-    exact = config.d_head if config.attn_scale is None else config.attn_scale**-2
-    return round(exact) if abs(exact - round(exact)) < 1e-6 * exact else exact

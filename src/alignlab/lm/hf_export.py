@@ -13,7 +13,8 @@ from torch import Tensor
 from alignlab.core.errors import ModelError
 from alignlab.core.files import atomic_write
 from alignlab.lm.architectures import bindings
-from alignlab.lm.hf_config import config_from_hf, config_to_hf, read_json_object
+from alignlab.lm.hf_config import config_from_hf, read_json_object
+from alignlab.lm.hf_config_writer import config_to_hf
 from alignlab.lm.model import GPTModel
 from alignlab.lm.safetensors_reader import SafetensorsDir
 from alignlab.lm.weights import load_weights
@@ -24,7 +25,9 @@ if TYPE_CHECKING:
 SHARD_BYTES = 4 * 2**30
 
 
-def load_hf(directory: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> GPTModel:
+def load_hf(
+    directory: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+) -> GPTModel:
     """The model in a Hugging Face directory: `config.json` and safetensors, sharded or not."""
     directory = Path(directory)
     config = config_from_hf(read_json_object(directory / "config.json"), str(directory / "config.json"))

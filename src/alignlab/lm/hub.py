@@ -31,9 +31,8 @@ def find_snapshot(repo_id: str, revision: str = "main") -> Path | None:
 
 def pull_snapshot(repo_id: str, revision: str = "main") -> Path:
     """Download what is missing of a repository and check weights against their SHA-256; returns its directory."""
-    import httpx
     from huggingface_hub import snapshot_download
-    from huggingface_hub.errors import GatedRepoError, HfHubHTTPError, HFValidationError, RepositoryNotFoundError
+    from huggingface_hub.errors import GatedRepoError, RepositoryNotFoundError
 
     try:
         path = Path(snapshot_download(repo_id, revision=revision, allow_patterns=PATTERNS))
@@ -41,11 +40,12 @@ def pull_snapshot(repo_id: str, revision: str = "main") -> Path:
         raise ModelError(f"{repo_id}: accept its licence on the hub and log in with `hf auth login` first") from None
     except RepositoryNotFoundError:
         raise ModelError(f"{repo_id}: there is no such model on the hub, or it is private") from None
-    except (HfHubHTTPError, HFValidationError, httpx.HTTPError, OSError) as error:
+    except Exception as error:  # whatever the HTTP client of the installed version of the library raises
         found = find_snapshot(repo_id, revision)
         if found is not None:
             return found
-        raise ModelError(f"{repo_id}: cannot be downloaded: {str(error).splitlines()[0] if str(error) else error!r}") from None
+        reason = next(iter(str(error).splitlines()), "") or type(error).__name__
+        raise ModelError(f"{repo_id}: cannot be downloaded: {reason}") from None
     check_blobs(path)
     if not any(path.glob("model*.safetensors")):
         raise ModelError(f"{repo_id}: holds no safetensors weights, which are the only ones that are loaded")

@@ -66,7 +66,7 @@ class Llama2cFile:
             ("ffn_down", (c.d_model, c.d_mlp)),
             ("ffn_up", (c.d_mlp, c.d_model)),
         ]
-        order = [("token_embd", (c.vocab_size, c.d_model))]
+        order: list[tuple[str, tuple[int, ...]]] = [("token_embd", (c.vocab_size, c.d_model))]
         order += [(f"blk.{i}.{name}", shape) for name, shape in per_layer for i in range(c.n_layers)]
         order += [("output_norm", (c.d_model,)), ("", (c.n_ctx * c.d_head,))]  # two rotary tables nobody reads
         order += [] if self.shared else [("output", (c.vocab_size, c.d_model))]
@@ -77,7 +77,8 @@ class Llama2cFile:
             position += math.prod(shape)
         if size != _HEADER.size + 4 * position:
             raise ModelError(
-                f"{self.path}: damaged llama2.c checkpoint: {size} bytes, its header needs {_HEADER.size + 4 * position}"
+                f"{self.path}: damaged llama2.c checkpoint: {size} bytes, "
+                f"its header needs {_HEADER.size + 4 * position}"
             )
         return places
 

@@ -83,20 +83,19 @@ class Tokenizer:
     def encode(self, text: str, *, bos: bool = False, parse_special: bool = False) -> list[int]:
         """Token ids of `text`, taken literally: control tokens spelled out in it stay text.
 
-        `bos` puts the beginning-of-text token first (ModelError if there is none); `parse_special` reads control tokens.
+        `bos` puts the beginning-of-text token first (else ModelError); `parse_special` reads control tokens.
         """
         if bos and self.bos_id is None:
             raise ModelError("this tokenizer has no beginning-of-text token")
-        return [self.bos_id, *self._encode(text, parse_special)] if bos and self.bos_id is not None else (
-            self._encode(text, parse_special)
-        )  # fmt: skip
-
-    def _encode(self, text: str, parse_special: bool) -> list[int]:
-        # Lone surrogates cannot be written as UTF-8; they become the replacement character.
-        clean = text.encode("utf-8", "replace").decode("utf-8") if not text.isascii() else text
+        start = [self.bos_id] if bos and self.bos_id is not None else []
+        # Half a surrogate pair has no UTF-8 form; it becomes a question mark.
+        clean = text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
         with self._lock:
             self.core.encode_special_tokens = not parse_special
-            ids: list[int] = self.core.encode(clean, add_special_tokens=False).ids
+            return start + self._ids(clean)
+
+    def _ids(self, text: str) -> list[int]:
+        ids: list[int] = self.core.encode(text, add_special_tokens=False).ids
         return ids
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
@@ -154,21 +153,20 @@ class Tokenizer:
         return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
     def _encode_inner(self, text: str, *, first: bool) -> list[int]:
-        """Literal ids of a piece; one that is not the `first` gets no leading space from a `Metaspace` that adds one."""
+        """Literal ids of a piece; only the `first` gets the leading space that some `Metaspace`s add."""
         space = self.core.pre_tokenizer
         if first or not isinstance(space, pre_tokenizers.Metaspace) or space.prepend_scheme != "first":
-            return self._encode(text, parse_special=False)
+            return self.encode(text)
         with self._lock:
             try:
                 space.prepend_scheme = "never"
                 self.core.encode_special_tokens = True
-                ids: list[int] = self.core.encode(text, add_special_tokens=False).ids
+                return self._ids(text)
             finally:
                 space.prepend_scheme = "first"
-        return ids
 
     def save(self, directory: str | Path) -> None:
-        """Write `tokenizer.json`, `tokenizer_config.json` and `special_tokens_map.json` for `transformers.AutoTokenizer`."""
+        """Write the files of a Hugging Face tokenizer, which `transformers.AutoTokenizer` loads with equal ids."""
         directory = Path(directory)
         directory.mkdir(parents=True, exist_ok=True)
         names: dict[str, Any] = {}
@@ -231,7 +229,9 @@ def _read_core(directory: Path) -> tokenizers.Tokenizer:
         elif vocab.is_file() and merges.is_file():
             core = byte_level_core(tokenizers.models.BPE.from_file(str(vocab), str(merges)))
         else:
-            sentencepiece = " (tokenizer.model alone is not enough)" if (directory / "tokenizer.model").is_file() else ""
+            sentencepiece = (
+                " (tokenizer.model alone is not enough)" if (directory / "tokenizer.model").is_file() else ""
+            )
             raise ModelError(f"{directory}: no tokenizer.json, and no vocab.json with merges.txt{sentencepiece}")
     except (ModelError, KeyboardInterrupt, SystemExit):
         raise
