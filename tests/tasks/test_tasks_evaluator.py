@@ -13,8 +13,6 @@ from pathlib import Path
 
 import polars as pl
 import pytest
-import torch
-from torch import Tensor
 
 from alignlab.core.errors import ConfigError, DataError, SamplerError
 from alignlab.core.files import read_jsonl
@@ -45,8 +43,8 @@ class Echo:
         texts = [p if isinstance(p, str) else p[-1]["content"] for p in prompts]
         return [Completion(t.split()[-1], (1, 2, 3), (-0.1234567891, -0.5, -1.0), "stop", len(t)) for t in texts]
 
-    def logprobs(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Tensor]:
-        return [torch.zeros(1) for _ in completions]
+    def logprobs(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list:
+        return [[0.0] for _ in completions]
 
 
 def dataset(n: int = 10) -> list[Sample]:

@@ -68,7 +68,7 @@ def test_line_leaves_gaps() -> None:
 
 def test_cost_bars_name_time_and_share() -> None:
     figure = cost_bars({"sft": 30.0, "rl": 90.0})
-    assert list(figure.data[0].text) == ["30 s · 25%", "1:30 min · 75%"]
+    assert list(figure.data[0].text) == ["30 s · 25%", "1.5 min · 75%"]
     assert list(cost_bars({"x": 0.0}).data[0].text) == ["0 s · 0%"]
 
 

@@ -5,9 +5,7 @@ from __future__ import annotations
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING, Any
 
 from alignlab.core.config import require
 from alignlab.core.errors import DataError
@@ -25,6 +23,9 @@ from alignlab.tasks.evaluation import (
 )
 from alignlab.tasks.fingerprint import header
 from alignlab.tasks.task import BatchScorer, Sample, Score, Task
+
+if TYPE_CHECKING:
+    from torch import Tensor
 
 
 def evaluate(

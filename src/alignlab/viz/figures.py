@@ -150,7 +150,7 @@ def cost_bars(costs: Mapping[str, float], *, unit: str = "s") -> go.Figure:
         hovertemplate="<b>%{y}</b><br>%{text}<extra></extra>",
     )
     # Room on the right for the text outside the longest bar, also at the width of a phone.
-    figure.update_xaxes(visible=False, range=[0, max(max(costs.values()), 1e-12) * 1.85])
+    figure.update_xaxes(visible=False, range=[0, max(max(costs.values()), 1e-12) * 2.0])
     figure.update_yaxes(autorange="reversed", showgrid=False)
     figure.update_layout(margin={"t": 8})
     return styled(figure, height=max(140, 36 + 38 * len(costs)) if len(costs) < 30 else HEIGHT * 3)
@@ -158,7 +158,7 @@ def cost_bars(costs: Mapping[str, float], *, unit: str = "s") -> go.Figure:
 
 def _cost(value: float, unit: str) -> str:
     if unit == "s" and value >= 90:
-        return f"{round(value) // 60}:{round(value) % 60:02d} min"
+        return f"{value / 60:.1f} min"
     return f"{value:.3g} {label(unit)}"
 
 

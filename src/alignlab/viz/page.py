@@ -69,7 +69,7 @@ class Page:
             inside = f'<span class="label">{html.escape(name)}</span><span class="value">{render(value)}</span>'
             if isinstance(interval, Interval):
                 level = f"{interval.confidence * 100:g} %"
-                shown = f"<span>{level}: {limits(interval)}</span> <span>n = {interval.n:,}</span>"
+                shown = f"<span>{level}</span> <span>{limits(interval)}</span> <span>n = {interval.n:,}</span>"
                 inside += f'<span class="limits">{shown}</span>'
             elif interval is not None:
                 inside += f'<span class="note">{html.escape(interval)}</span>'
