@@ -242,11 +242,22 @@ def test_frozen_base_gets_no_gradient() -> None:
     assert with_grad == {name for name, _ in model.named_parameters() if "lora_" in name}
 
 
-def test_float32_base_under_autocast_keeps_no_copy_of_the_weight() -> None:
+def test_float32_base_under_autocast_works_in_bfloat16_and_keeps_no_copy_of_the_weight() -> None:
     layer = LoRALinear(nn.Linear(64, 48, bias=False).requires_grad_(False), LoraConfig(rank=2), torch.Generator())
+    nn.init.normal_(layer.lora_B)
+    x = torch.randn(10, 64).requires_grad_()
+    expected = layer.bfloat16()(x.bfloat16()).detach()
+    layer.float()
 
-    def run() -> None:
+    def run() -> Tensor:
         with torch.autocast("cpu", torch.bfloat16):
-            layer(torch.randn(10, 64).requires_grad_())
+            y: Tensor = layer(x)
+        return y
 
-    assert ((48, 64), torch.bfloat16) not in saved_by(run, *layer.parameters())
+    kept = saved_by(run, *layer.parameters())
+    assert ((48, 64), torch.bfloat16) not in kept
+    assert ((10, 64), torch.bfloat16) in kept
+    assert run().dtype == torch.bfloat16
+    torch.testing.assert_close(run(), expected, rtol=0.05, atol=0.05)
+    with torch.no_grad():
+        assert run().dtype == torch.bfloat16

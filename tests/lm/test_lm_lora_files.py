@@ -36,7 +36,7 @@ HF: dict[str, Any] = {
     ),
 }
 LLAMA_TARGETS = ("q", "k", "v", "o", "gate", "up", "down")
-TARGETS = {"gpt2": ("o", "up", "down"), "gpt_neox": ("o", "up", "down")}
+TARGETS = {"gpt2": ("o", "up"), "gpt_neox": ("o", "up", "down")}
 
 
 def twins(family: str) -> tuple[GPTModel, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import signal
@@ -14,9 +15,12 @@ from pathlib import Path
 import pytest
 import torch
 import torch.nn.functional as F
+from rich.console import Console
 from torch import Tensor, nn
 
 from alignlab.core.errors import TrainingError
+from alignlab.core.progress import Progress
+from alignlab.core.runs import Run
 from alignlab.train.checkpoint import list_checkpoints
 from alignlab.train.config import TrainConfig
 from alignlab.train.schedule import learning_rate_at
@@ -275,18 +279,21 @@ def test_micro_batches_must_agree_on_metrics() -> None:
         Trainer(Net(), loss, replace(CONFIG, accumulate=2)).fit(batch_at)
 
 
-def test_metrics_reach_the_run(tmp_path: Path) -> None:
-    class FakeRun:
-        checkpoints = tmp_path / "checkpoints"
+def test_metrics_reach_the_run_and_checkpoints_its_directory(tmp_path: Path) -> None:
+    config = replace(CONFIG, log_every=3)
+    with Run.create(config, name="trial", root=tmp_path) as run:
+        result = Trainer(Net(), squared_error, config, run=run, name="sft").fit(batch_at)
+        logged, saved = run.metrics(), list_checkpoints(run.checkpoints / "sft")
+    assert [row["step"] for row in logged] == [3, 6, 8]
+    keys = {"sft/loss", "sft/twice", "sft/tokens", "sft/grad_norm", "sft/learning_rate"}
+    assert keys <= set(logged[0])
+    assert [row["sft/loss"] for row in logged] == [row["loss"] for row in result.history]
+    assert [path.name for path in saved] == ["step_00000008"]
 
-        def __init__(self) -> None:
-            self.logged: list[tuple[int, Metrics]] = []
 
-        def log(self, step: int, metrics: Metrics) -> None:
-            self.logged.append((step, metrics))
-
-    run = FakeRun()
-    Trainer(Net(), squared_error, replace(CONFIG, log_every=3), run=run, name="sft").fit(batch_at)  # type: ignore[arg-type]
-    assert [step for step, _ in run.logged] == [3, 6, 8]
-    assert set(run.logged[0][1]) == {"sft/loss", "sft/twice", "sft/tokens", "sft/grad_norm", "sft/learning_rate"}
-    assert [path.name for path in list_checkpoints(tmp_path / "checkpoints" / "sft")] == ["step_00000008"]
+def test_progress_counts_updates_and_tokens() -> None:
+    lines = io.StringIO()
+    progress = Progress(Console(file=lines, width=200))
+    Trainer(Net(), squared_error, CONFIG, name="sft", progress=progress).fit(batch_at)
+    assert "sft: started (8 steps)" in lines.getvalue()
+    assert "sft: 8/8 steps" in lines.getvalue()

@@ -89,7 +89,7 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
         "class": type(model).__name__,
         "config": to_dict(config) if dataclasses.is_dataclass(config) and not isinstance(config, type) else {},
         "trainable": _shapes(trainable_parameters(model)),
-        "frozen weights": digest.hexdigest(),
+        "frozen weights": digest.hexdigest()[:16],
     }
 
 
