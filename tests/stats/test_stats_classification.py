@@ -88,6 +88,14 @@ def test_a_judge_hardly_better_than_chance_bounds_little() -> None:
     assert interval.high == 1.0
 
 
+def test_resamples_without_information_widen_both_ways() -> None:
+    labelled = np.r_[np.ones(10, dtype=int), np.zeros(10, dtype=int)]
+    judged = np.r_[np.ones(6), np.zeros(4), np.ones(5), np.zeros(5)].astype(int)
+    # Every informative resample of "nothing flagged" corrects to 0, so only the others can raise the upper limit.
+    assert corrected_prevalence(np.zeros(100), labelled, judged).high == 1.0
+    assert corrected_prevalence(np.ones(100), labelled, judged).low == 0.0
+
+
 def test_corrected_interval_is_reproducible() -> None:
     labelled, judged = [1, 1, 1, 0, 0, 0], [1, 1, 0, 0, 0, 0]
     first = corrected_prevalence([1, 0, 0, 1], labelled, judged, seed=2)

@@ -124,6 +124,23 @@ def test_metadata_must_be_json() -> None:
         dataset_digest(task)
 
 
+@pytest.mark.parametrize(
+    "other",
+    [
+        Sample("b", "p", "t", {"k": 1}, "c"),
+        Sample("a", "q", "t", {"k": 1}, "c"),
+        Sample("a", "p", "u", {"k": 1}, "c"),
+        Sample("a", "p", "t", {"k": 2}, "c"),
+        Sample("a", "p", "t", {"k": 1}, "d"),
+    ],
+)
+def test_every_part_of_a_sample_counts(other: Sample) -> None:
+    def digest(sample: Sample) -> str:
+        return dataset_digest(Task("t", [sample], generate(SamplingParams()), includes()))
+
+    assert digest(other) != digest(Sample("a", "p", "t", {"k": 1}, "c"))
+
+
 def test_model_names() -> None:
     class Lm:
         name = "tiny"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 
 import plotly.graph_objects as go
@@ -82,9 +83,12 @@ def test_cost_bars_name_time_and_share() -> None:
     ],
 )
 def test_names_are_escaped_and_ground_is_transparent(figure: go.Figure) -> None:
-    text = str(figure.to_json())
-    assert "<i>" not in text.replace("\\u003c", "<")
-    assert "<b>m" not in text.replace("\\u003c", "<")
+    spec = json.loads(figure.to_json())
+    words = [*spec["data"][0].get("y", []), *spec["data"][0].get("x", []), spec["data"][0].get("name", "")]
+    words += [axis.get("title", {}).get("text", "") for axis in (spec["layout"]["xaxis"], spec["layout"]["yaxis"])]
+    words += spec["data"][0].get("text", [])
+    assert any("&lt;i&gt;s" in str(word) for word in words)
+    assert not any("<" in str(word) for word in words)
     layout = figure.layout.template.layout
     assert layout.paper_bgcolor == layout.plot_bgcolor == "rgba(0,0,0,0)"
     assert figure.layout.autosize is True
