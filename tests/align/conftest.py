@@ -11,7 +11,6 @@ from alignlab.lm.config import GPTConfig
 from alignlab.lm.language_model import LanguageModel
 from alignlab.lm.model import GPTModel
 
-
 LETTERS = "abcdefghijklmnopqrstuvwxyz0123456789 "
 
 

@@ -19,6 +19,7 @@ from alignlab.lm.language_model import LanguageModel
 from alignlab.lm.local import LocalSampler
 from alignlab.lm.lora import LoraConfig
 from alignlab.lm.types import Completion, SamplingParams
+from alignlab.train.checkpoint import Checkpoint, write_checkpoint
 
 LORA = LoraConfig(rank=8, targets=("all-linear",))
 SMALL = PPOConfig(
@@ -46,7 +47,7 @@ def weights(trainer: PPOTrainer) -> dict[str, Tensor]:
 # A bandit: one token, a reward for each, and the optimum in closed form
 
 
-@pytest.mark.parametrize(("own_reference", "whiten"), [(True, False), (True, True), (False, False)])
+@pytest.mark.parametrize(("own_reference", "whiten"), [(True, True), (False, False)])
 def test_ppo_solves_the_kl_bandit(make_lm: Callable[..., LanguageModel], own_reference: bool, whiten: bool) -> None:
     """The maximum of E[r] - beta KL(pi || ref) is pi = ref exp(r / beta) / Z; total variation to it ends below 0.03.
 
@@ -71,13 +72,13 @@ def test_ppo_solves_the_kl_bandit(make_lm: Callable[..., LanguageModel], own_ref
         return float((lm.model(prompt)[0, -1].detach().softmax(-1) - optimum).abs().sum() / 2)
 
     config = PPOConfig(
-        steps=50,
+        steps=40,
         batch_size=256,
         minibatch_size=256,
         microbatch_size=256,
         epochs=2,
         max_tokens=1,
-        learning_rate=0.02 if own_reference else 0.005,
+        learning_rate=0.005 if own_reference else 0.003,
         value_learning_rate=0.01,
         schedule="linear",
         kl_coefficient=beta,
@@ -147,6 +148,12 @@ def test_killed_and_resumed_it_ends_in_the_same_bits(make_lm, tmp_path) -> None:
         PPOTrainer(make_lm(), vowels, None, replace(config, clip=0.1), checkpoint_dir=tmp_path / "b").train(["a"])
     with pytest.raises(TrainingError, match="another model"):
         PPOTrainer(make_lm(seed=9), vowels, None, config, checkpoint_dir=tmp_path / "b").train(["a"])
+
+
+def test_a_checkpoint_of_other_training_is_refused(make_lm, tmp_path) -> None:
+    write_checkpoint(tmp_path, Checkpoint(3, {"w": torch.ones(1)}, {"w": torch.ones(1)}, {"history": []}))
+    with pytest.raises(TrainingError, match="not one of PPO"):
+        PPOTrainer(make_lm(), vowels, None, SMALL, checkpoint_dir=tmp_path).train(["a"])
 
 
 def test_same_seed_same_policy_and_another_seed_another(make_lm) -> None:
@@ -242,7 +249,7 @@ class WrongSampler(LocalSampler):
 def test_a_sampler_that_is_not_the_policy_is_refused_with_numbers(make_lm) -> None:
     lm = make_lm()
     trainer = PPOTrainer(lm, vowels, None, SMALL, sampler=WrongSampler(lm))
-    with pytest.raises(TrainingError, match=r"differ by 0\.\d{4} nats per token on average, allowed: 0\.05"):
+    with pytest.raises(TrainingError, match=r"differ by 0\.\d{4} nats per token on average, allowed: 0\.1"):
         trainer.train(["a", "b"])
     sampled, recomputed = torch.tensor([[0.0, -1.0]]), torch.tensor([[0.0, float("nan")]])
     with pytest.raises(TrainingError, match="at token 2 of response 0"):
@@ -263,6 +270,17 @@ def test_rewards_that_cannot_be_learned_from_are_refused(make_lm, reward: Callab
     trainer = PPOTrainer(make_lm(), reward, None, SMALL)
     before = weights(trainer)
     with pytest.raises(TrainingError, match=message):
+        trainer.train(["a", "b"])
+    assert all(torch.equal(before[name], value) for name, value in weights(trainer).items())
+
+
+def test_a_gradient_that_is_not_finite_stops_before_the_weights_are_touched(make_lm) -> None:
+    def reward(prompts: list, responses: list[str]) -> list[float]:
+        return [3e38 if i % 2 else -3e38 for i in range(len(responses))]
+
+    trainer = PPOTrainer(make_lm(), reward, None, replace(SMALL, whiten_advantages=False))
+    before = weights(trainer)
+    with pytest.raises(TrainingError, match="gradient of PPO step 1 is not finite"):
         trainer.train(["a", "b"])
     assert all(torch.equal(before[name], value) for name, value in weights(trainer).items())
 

@@ -7,6 +7,7 @@ import random
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from alignlab.align.adapters import share_weights
 from alignlab.align.losses import bradley_terry_loss
@@ -143,6 +144,13 @@ def test_saved_and_loaded_it_scores_alike(make_lm, tmp_path) -> None:
         PreferenceModel.load(tmp_path / "pm", make_lm(seed=1))
     with pytest.raises(ModelError, match="another base model"):
         PreferenceModel.load(tmp_path / "pm", make_lm(d_model=16))
+    with pytest.raises(ModelError, match=r"does not fit this preference model, first difference: head\.weight"):
+        loaded.put_learned({**loaded.learned(), "head.weight": torch.ones(1, 2)}, "file")
+    other = tmp_path / "other" / path.name
+    other.parent.mkdir()
+    save_file({"x": torch.ones(1)}, other)
+    with pytest.raises(ModelError, match="not a preference model: its format is None"):
+        PreferenceModel.load(other.parent, make_lm())
     path.write_bytes(path.read_bytes()[:-100])
     with pytest.raises(ModelError, match="cannot read the preference model"):
         PreferenceModel.load(tmp_path / "pm", make_lm())

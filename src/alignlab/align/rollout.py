@@ -105,9 +105,8 @@ def stack_responses(responses: Sequence[Response]) -> tuple[Tensor, Tensor, Tens
         masks.append([False] * len(prompt) + [True] * len(completion.tokens))
         logprobs.append([0.0] * (len(prompt) - 1) + list(completion.logprobs))
     tokens, loss_mask = pad_rows(rows), pad_masks(masks)
-    sampled = torch.zeros(tokens.shape[0], tokens.shape[1] - 1)
-    for i, row in enumerate(logprobs):
-        sampled[i, : len(row)] = torch.tensor(row)
+    width = tokens.shape[1] - 1
+    sampled = torch.tensor([row + [0.0] * (width - len(row)) for row in logprobs], dtype=torch.float32)
     return tokens, loss_mask, sampled
 
 
