@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -198,7 +199,8 @@ def test_every_type_is_dequantised_as_the_library_does_it_row_by_row(tmp_path: P
 
 
 TEXTS = [
-    "Hello world", " leading", "trailing ", "two  spaces\n\nlines\r\n\ttab", "it's we'll I'M", "12345 6 78,9.0",
+    "Hello world", " leading", "trailing ", "two  spaces\n\nlines\r\n\ttab", "it's we'll I'M",
+    "12345 6 78,9.0",
     "naïve Zoë Ünïcödé", "日本語のテキスト", "🎉🦊 emoji\u200d", "a_b-c/d\\e<|f|>", "", "  ", "e\u0301 combining", "мир",
 ]  # fmt: skip
 
@@ -297,7 +299,7 @@ def naive_sentencepiece(text: str, tokens: list[str], scores: list[float], prefi
     text = ("▁" if prefix and text else "") + text.replace(" ", "▁")
     parts = list(text)
     while True:
-        joins = [(scores[ids[a + b]], -i) for i, (a, b) in enumerate(zip(parts, parts[1:])) if a + b in ids]
+        joins = [(scores[ids[a + b]], -i) for i, (a, b) in enumerate(pairwise(parts)) if a + b in ids]
         if not joins:
             break
         at = -max(joins)[1]

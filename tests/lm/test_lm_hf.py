@@ -30,6 +30,7 @@ LLAMA3 = {
     "rope_type": "llama3", "rope_theta": 10000.0, "factor": 8.0, "low_freq_factor": 1.0, "high_freq_factor": 4.0,
     "original_max_position_embeddings": 16,
 }  # fmt: skip
+LINEAR = {"rope_type": "linear", "factor": 2.5, "rope_theta": 1e4}
 WINDOWED = {"use_sliding_window": True, "max_window_layers": 1}
 
 CASES: dict[str, tuple[type, dict[str, Any]]] = {
@@ -42,7 +43,7 @@ CASES: dict[str, tuple[type, dict[str, Any]]] = {
     "llama-gqa-tied": (hf.LlamaConfig, GQA | {"tie_word_embeddings": True, "rope_theta": 100000.0}),
     "llama-wide-heads": (hf.LlamaConfig, GQA | {"head_dim": 16, "attention_bias": True, "mlp_bias": True}),
     "llama3-rope": (hf.LlamaConfig, GQA | {"rope_parameters": LLAMA3}),
-    "linear-rope": (hf.LlamaConfig, GQA | {"rope_parameters": {"rope_type": "linear", "factor": 2.5, "rope_theta": 1e4}}),
+    "linear-rope": (hf.LlamaConfig, GQA | {"rope_parameters": LINEAR}),
     "qwen2": (hf.Qwen2Config, GQA),
     "qwen2-tied-window": (hf.Qwen2Config, GQA | WINDOWED | {"sliding_window": 8, "tie_word_embeddings": True}),
     "qwen3": (hf.Qwen3Config, GQA | {"head_dim": 16}),
