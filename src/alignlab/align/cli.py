@@ -1,0 +1,111 @@
+"""`alignlab align` and `alignlab report`."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from alignlab.align.config import AlignConfig
+from alignlab.core.config import from_dict, parse_cli
+from alignlab.core.progress import Progress
+from alignlab.core.run_status import find_run, list_runs
+from alignlab.core.runs import Run
+
+
+@dataclass(frozen=True)
+class AlignCommand(AlignConfig):
+    """Align a model with a constitution: baseline, critique, revision, SL, AI preferences, RL, report.
+
+    Started again with the same settings it goes on where it stopped; a finished run is shown, not repeated.
+    """
+
+    run: Path | None = None
+    """Directory of the run; none makes one below ./runs, or goes on with the last unfinished one of these settings."""
+    fresh: bool = False
+    """Start a new run even where one of these settings exists."""
+    sinks: tuple[str, ...] = ()
+    """Where metrics go as well: tensorboard, wandb (offline), mlflow."""
+
+
+def align(argv: list[str]) -> int:
+    """The `alignlab align` command; returns its exit code."""
+    command = parse_cli(AlignCommand, argv, prog="alignlab align")
+    config = AlignConfig(**{name: getattr(command, name) for name in AlignConfig.__dataclass_fields__})
+    existing = command.run if command.run is not None and command.run.exists() else None
+    if existing is None and command.run is None and not command.fresh:
+        existing = find_same(config)
+    progress = Progress()
+    if existing is not None:
+        run = Run.open(existing, config=config, sinks=command.sinks)
+        progress.say(f"going on with {existing}")
+    else:
+        run = Run.create(config, name="align", seed=config.seed, path=command.run, sinks=command.sinks)
+    with run:
+        execute(config, run, progress)
+        report = write_report(run)
+        progress.say("")
+        print(summary(run, report))
+    return 0
+
+
+def execute(config: AlignConfig, run: Run, progress: Progress) -> None:
+    """The stages; imported late, so that `--help` and mistakes in flags cost no second."""
+    from alignlab.align.pipeline import AlignmentPipeline
+
+    AlignmentPipeline(config, run, progress).execute()
+
+
+def write_report(run: Run) -> Path:
+    """Make `report.html` from what the run recorded."""
+    from alignlab.align.report import build_report
+
+    return build_report(run).save(run.path / "report.html")
+
+
+def summary(run: Run, report: Path) -> str:
+    """What happened, in a few lines."""
+    from alignlab.align.report import summary_lines
+
+    exported = run.stages()["export"].output
+    lines = [
+        *summary_lines(run),
+        f"report  {report}",
+        f"talk to it:  alignlab chat {exported['name']}",
+        f"beside the base:  alignlab compare {run.config_dict['model']} {exported['name']}",
+    ]
+    return "\n".join(lines)
+
+
+def find_same(config: AlignConfig) -> Path | None:
+    """The newest run of exactly these settings, finished or not."""
+    for found in reversed(list_runs()):
+        run = Run.read(found.path)
+        if run.name == "align" and matches(run, config) and found.state != "running":
+            return found.path
+    return None
+
+
+def matches(run: Run, config: AlignConfig) -> bool:
+    """Whether a run was started with this configuration."""
+    from alignlab.core.errors import ConfigError
+
+    try:
+        return from_dict(AlignConfig, run.config_dict) == config
+    except ConfigError:
+        return False
+
+
+@dataclass(frozen=True)
+class ReportCommand:
+    """Write the report of an alignment run again."""
+
+    run: str = "latest"
+    """Path, name or part of the name of the run."""
+
+
+def report(argv: list[str]) -> int:
+    """The `alignlab report` command; returns its exit code."""
+    command = parse_cli(ReportCommand, argv, prog="alignlab report")
+    run = Run.read(find_run(command.run))
+    print(write_report(run))
+    return 0

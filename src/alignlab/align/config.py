@@ -1,0 +1,128 @@
+"""`AlignConfig`: everything that `alignlab align` can be told."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Literal
+
+from alignlab.core.config import require
+
+
+@dataclass(frozen=True)
+class SupervisedSettings:
+    """Supervised fine-tuning on the revisions, mixed with helpful answers."""
+
+    epochs: float = 3.0
+    """Passes over the examples."""
+    learning_rate: float = 1e-3
+    """Peak learning rate of the adapter."""
+    rank: int = 16
+    """Rank of the LoRA adapter on every linear layer."""
+    batch_size: int = 8
+    """Packed rows per update."""
+    row_length: int = 256
+    """Tokens per packed row."""
+    benign_repeats: int = 2
+    """How often each benign example that looks harmful is shown per pass, against over-refusal."""
+
+
+@dataclass(frozen=True)
+class PreferenceSettings:
+    """AI preferences and the preference model trained on them."""
+
+    pairs_per_prompt: int = 1
+    """Pairs of sampled responses per training prompt."""
+    temperature: float = 0.8
+    """Sampling temperature of the responses to compare."""
+    epochs: float = 2.0
+    """Passes over the pairs."""
+    learning_rate: float = 5e-4
+    """Peak learning rate of the preference model's adapter and head."""
+    rank: int = 8
+    """Rank of the preference model's adapter."""
+    batch_size: int = 8
+    """Pairs per update."""
+    heldout_fraction: float = 0.15
+    """Share of the pairs kept back to measure the preference model."""
+
+
+@dataclass(frozen=True)
+class ReinforcementSettings:
+    """The last stage: PPO against the preference model, or DPO on the same pairs."""
+
+    method: Literal["ppo", "dpo", "none"] = "ppo"
+    """`ppo` against the preference model, `dpo` on the AI preferences, or `none`."""
+    steps: int = 20
+    """PPO: rollout batches."""
+    batch_size: int = 32
+    """PPO: responses per rollout batch."""
+    learning_rate: float = 2e-4
+    """Peak learning rate of the policy's adapter."""
+    kl_coefficient: float = 0.05
+    """PPO: reward lost per nat of KL to the supervised model."""
+    beta: float = 0.1
+    """DPO: strength of the tie to the supervised model."""
+    epochs: float = 2.0
+    """DPO: passes over the pairs."""
+    rank: int = 16
+    """Rank of the policy's adapter."""
+
+
+@dataclass(frozen=True)
+class AlignConfig:
+    """Constitutional AI from end to end (Bai et al. 2022), on one machine."""
+
+    model: str = "smollm2-135m-instruct"
+    """The model to align: a catalogue name, a directory, a .gguf file or a hub id."""
+    name: str = "aligned"
+    """Name under which the aligned model is registered."""
+    constitution: Path | None = None
+    """A YAML file of principles; none takes the packaged constitution."""
+    prompts: Path | None = None
+    """Red-team prompts of your own to train on (.txt or .jsonl); none takes the packaged training split."""
+    feedback: Literal["contrast", "choice", "judge"] = "contrast"
+    """How AI preferences are made; `judge` asks the critic endpoint."""
+    critic_url: str | None = None
+    """An OpenAI-compatible endpoint that writes critiques and revisions and judges; none lets the model itself do it."""
+    critic_model: str | None = None
+    """The model's name at that endpoint."""
+    n_prompts: int = 0
+    """Training prompts of each set to use; 0 takes all."""
+    n_eval: int = 0
+    """Held-out prompts of each set to measure on; 0 takes all."""
+    max_tokens: int = 64
+    """Longest response, in tokens."""
+    revisions: int = 4
+    """Revisions written per response; the feedback keeps the best."""
+    batch_size: int = 32
+    """Prompts decoded together."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Precision of the base weights; auto takes bfloat16 where the processor multiplies it natively."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    seed: int = 0
+    """Everything random derives from it."""
+    supervised: SupervisedSettings = field(default_factory=SupervisedSettings)
+    """Supervised stage."""
+    preference: PreferenceSettings = field(default_factory=PreferenceSettings)
+    """AI preferences and preference model."""
+    reinforcement: ReinforcementSettings = field(default_factory=ReinforcementSettings)
+    """Reinforcement stage."""
+
+    def __post_init__(self) -> None:
+        for name in ("max_tokens", "revisions", "batch_size"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number of at least 1")
+        for name in ("n_prompts", "n_eval"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "0 (all) or a positive whole number")
+        require(
+            (self.critic_url is None) == (self.critic_model is None),
+            "critic_model",
+            self.critic_model,
+            "given together with critic_url",
+        )
+        require(
+            self.feedback != "judge" or self.critic_url is not None, "feedback", self.feedback, "judge only with critic_url"
+        )
+        held = self.preference.heldout_fraction
+        require(0 < held < 1, "preference.heldout_fraction", held, "a number between 0 and 1")
