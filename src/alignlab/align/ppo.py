@@ -205,7 +205,7 @@ class PPOTrainer:
         return Rollout(tokens, mask, scores, logprobs, reference, values, advantages, returns, metrics)
 
     def ppo_step(self, batch: Rollout) -> Metrics:
-        """Improve policy and value head on one rollout batch; its metrics, averaged over the updates made."""
+        """Improve policy and value head on one rollout batch; its metrics, means over the updates tried."""
         config, size = self.config, batch.tokens.shape[0]
         for group in self.optimizer.param_groups:
             group["lr"] = learning_rate_at(
@@ -216,6 +216,7 @@ class PPOTrainer:
                 schedule=config.schedule,
             )
         updates: list[Metrics] = []
+        made = 0
         for epoch in range(config.epochs):
             generator = torch_generator(derive_seed(config.seed, "minibatches", self.step, epoch))
             order = torch.randperm(size, generator=generator).to(batch.tokens.device)
@@ -223,12 +224,13 @@ class PPOTrainer:
                 updates.append(self.update(batch, rows))
                 if updates[-1].pop("stop"):
                     break
+                made += 1
             else:
                 continue
-            break
+            break  # too far from the policy that gave these responses
         means = {name: sum(update[name] for update in updates) / len(updates) for name in updates[0]}
         self.kl_controller.update(batch.metrics["kl"])
-        return {**batch.metrics, **means, "updates": float(len(updates))}
+        return {**batch.metrics, **means, "updates": float(made)}
 
     def update(self, batch: Rollout, rows: Tensor) -> Metrics:
         """One optimiser step on some rows, in microbatches whose gradients add up to the minibatch's."""
@@ -261,15 +263,16 @@ class PPOTrainer:
                 }.items():
                     sums[name] += share * float(number.detach())
         stop = config.max_policy_kl is not None and sums["approx_kl"] > config.max_policy_kl
-        norm = torch.nn.utils.clip_grad_norm_(list(self.parameters.values()), config.grad_clip)
-        if not bool(norm.isfinite()):
+        # Apart, so that a value head far from its target does not shrink the policy's step.
+        norms = [torch.nn.utils.clip_grad_norm_(g["params"], config.grad_clip) for g in self.optimizer.param_groups]
+        if not all(bool(norm.isfinite()) for norm in norms):
             raise TrainingError(
                 f"the gradient of PPO step {self.step + 1} is not finite (policy loss {sums['policy_loss']:g}, "
                 f"value loss {sums['value_loss']:g}); lower the learning rate or check the rewards"
             )
         if not stop:
             self.optimizer.step()
-        return {**sums, "grad_norm": float(norm), "stop": float(stop)}
+        return {**sums, "grad_norm": float(norms[0]), "value_grad_norm": float(norms[1]), "stop": float(stop)}
 
     def reference_logprobs(self, tokens: Tensor, loss_mask: Tensor) -> Tensor:
         """Log-probabilities under the reference: the given one, or this model with its adapter off."""

@@ -39,7 +39,7 @@ class PPOConfig:
     schedule: Schedule = "constant"
     """Shape of the learning rates after the warm-up."""
     grad_clip: float = 1.0
-    """Largest gradient norm."""
+    """Largest gradient norm, of the policy and of the value head each."""
     gamma: float = 1.0
     """Discount; 1 values a late token as much as an early one."""
     lam: float = 0.95
