@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from alignlab.core.config import (
@@ -82,6 +82,7 @@ outers = st.builds(
 
 
 @given(outers)
+@example(Outer(name="a\x85b", words=("\u2028", "\r", "\r\n"), table={"\x85": 0.0}))
 def test_dict_and_yaml_round_trip(config: Outer) -> None:
     plain = to_dict(config)
     assert from_dict(Outer, plain) == config
@@ -153,7 +154,7 @@ def test_missing_and_unsupported_fields() -> None:
 
 @dataclass(frozen=True)
 class Either:
-    number: int | float | str = 0
+    number: float | int | str = 0
     """Any of three."""
     inner: Inner | None = None
     """Perhaps."""

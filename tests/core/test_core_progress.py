@@ -104,6 +104,29 @@ def test_errors_inside_pass_through() -> None:
             task.advance()
 
 
+class Broken(io.StringIO):
+    """A stream that refuses everything."""
+
+    def write(self, text: str = "") -> int:
+        raise BrokenPipeError
+
+    flush = write  # type: ignore[assignment]
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_broken_stream_is_ignored(monkeypatch: pytest.MonkeyPatch, terminal: bool) -> None:
+    if terminal:
+        monkeypatch.setenv("FORCE_COLOR", "1")
+    stream = Broken()
+    monkeypatch.setattr(sys, "stderr", stream)
+    progress = Progress()
+    progress.say("nobody hears")
+    with progress.task("work", 2) as task:
+        task.advance(2)
+    assert task.done == 2
+    assert stream.getvalue() == ""
+
+
 LOST = """
 import os, sys
 from alignlab.core.progress import Progress

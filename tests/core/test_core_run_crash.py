@@ -177,6 +177,17 @@ def test_running_means_locked_by_a_living_process(tmp_path: Path) -> None:
     assert not is_locked(run.path)
 
 
+def test_a_run_that_ends_during_the_look_is_finished(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    run = Run.create({}, name="ending", path=tmp_path / "run")
+
+    def ends_now(*arguments: Any) -> bool:
+        run.close()
+        return False
+
+    monkeypatch.setattr("alignlab.core.run_status._is_alive", ends_now)
+    assert read_status(run.path)["state"] == "finished"
+
+
 def test_a_look_does_not_keep_a_writer_out(tmp_path: Path) -> None:
     """Whoever looks holds the lock for an instant; a writer waits that long."""
     run = Run.create({}, name="looked-at", path=tmp_path / "run")

@@ -50,6 +50,13 @@ class _Dumper(yaml.SafeDumper):
     def ignore_aliases(self, data: Any) -> bool:
         return True
 
+    def represent_text(self, text: str) -> yaml.ScalarNode:
+        # PyYAML writes Unicode's rarer line ends bare and reads them back as a space, unless double quotes escape them.
+        style = '"' if any(end in text for end in "\r\x85\u2028\u2029") else None
+        return self.represent_scalar("tag:yaml.org,2002:str", text, style=style)
+
+
+_Dumper.add_representer(str, _Dumper.represent_text)
 
 # YAML 1.1 takes 1e-4 (no dot) for a string; people write learning rates that way.
 for _side in (_Loader, _Dumper):
