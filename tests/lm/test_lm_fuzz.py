@@ -23,7 +23,9 @@ from alignlab.core.errors import ModelError
 from alignlab.lm.gguf_config import config_from_gguf
 from alignlab.lm.gguf_reader import GGUFFile
 from alignlab.lm.gguf_tokenizer import from_gguf
+from alignlab.lm.language_model import load
 from alignlab.lm.llama2c import load_llama2c, load_llama2c_tokenizer
+from alignlab.lm.models_cli import describe
 from alignlab.lm.safetensors_reader import SafetensorsDir, read_header
 from alignlab.lm.tokenizer import Tokenizer
 from alignlab.lm.weights import load_weights
@@ -105,6 +107,10 @@ def header_end(data: bytes) -> int:
 def test_the_intact_file_reads(gguf_bytes: bytes, scratch: Path) -> None:
     (scratch / "ok.gguf").write_bytes(gguf_bytes)
     read_everything(scratch / "ok.gguf")
+    lm = load(str(scratch / "ok.gguf"), device="cpu", dtype="float32")
+    assert (lm.name, lm.tokenizer.encode("a a"), lm.model.config.n_layers) == ("ok", [10 + 3, 10 + 3], 1)
+    facts = describe(str(scratch / "ok.gguf"))
+    assert (facts["architecture"], facts["tensor types"], facts["ends with"]) == ("llama", "F32 × 11", "</s>")
 
 
 # An entry "x.double" (float64) and the key of the entry that follows it.

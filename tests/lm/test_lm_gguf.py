@@ -201,7 +201,8 @@ def test_every_type_is_dequantised_as_the_library_does_it_row_by_row(tmp_path: P
 TEXTS = [
     "Hello world", " leading", "trailing ", "two  spaces\n\nlines\r\n\ttab", "it's we'll I'M",
     "12345 6 78,9.0",
-    "naïve Zoë Ünïcödé", "日本語のテキスト", "🎉🦊 emoji\u200d", "a_b-c/d\\e<|f|>", "", "  ", "e\u0301 combining", "мир",
+    "naïve Zoë Ünïcödé", "日本語のテキスト", "🎉🦊 emoji\u200d",
+    "a_b-c/d\\e<|f|>", "", "  ", "e\u0301 combining", "мир",
 ]  # fmt: skip
 
 

@@ -17,6 +17,7 @@ from alignlab.lm.config import GPTConfig, RopeScaling
 from alignlab.lm.hf_config import config_from_hf
 from alignlab.lm.hf_config_writer import config_to_hf
 from alignlab.lm.hf_export import export_hf, load_hf
+from alignlab.lm.lora import LoraConfig, add_lora, lora_parameters
 from alignlab.lm.model import GPTModel
 
 VOCAB = 96
@@ -119,6 +120,10 @@ def test_older_config_spellings_mean_the_same(tmp_path: Path) -> None:
     old = {k: v for k, v in gemma.items() if k not in ("rope_parameters", "layer_types", "_sliding_window_pattern")}
     old |= {"rope_theta": 1e6, "rope_local_base_freq": 1e4, "sliding_window_pattern": 6}
     assert config_from_hf(gemma) == config_from_hf(old)
+    for cls, window in ((hf.Gemma2Config, {}), (hf.Qwen2Config, WINDOWED | {"sliding_window": 8})):
+        new = json.loads(cls(**GQA | window).to_json_string(use_diff=False))
+        assert any(config_from_hf(new).window_layers)
+        assert config_from_hf({k: v for k, v in new.items() if k != "layer_types"}) == config_from_hf(new)
     assert config_from_hf({"model_type": "gemma3", "text_config": gemma}) == config_from_hf(gemma)
 
 
@@ -159,6 +164,23 @@ def test_dtype_is_the_requested_one_and_shards_load(tmp_path: Path) -> None:
     assert (logits_of(back, tokens()) - logits_of(ours, tokens())).abs().max() <= 1e-4
     export_hf(FakeLM(ours), tmp_path / "out")  # type: ignore[arg-type]
     assert [p.name for p in (tmp_path / "out").glob("*.safetensors*")] == ["model.safetensors"]
+
+
+@torch.no_grad()
+def test_adapters_are_merged_into_the_export_and_stay_on_the_model(tmp_path: Path) -> None:
+    reference("qwen2").save_pretrained(tmp_path / "in")
+    # In float64, where the order of additions does not hide behind rounding.
+    ours = load_hf(tmp_path / "in", dtype=torch.float64)
+    plain = logits_of(ours, tokens())
+    add_lora(ours, LoraConfig(rank=2, targets=("q", "o", "mlp.up")))
+    for i, parameter in enumerate(lora_parameters(ours)):
+        parameter.normal_(0, 0.3, generator=torch.Generator().manual_seed(i))
+    expected = logits_of(ours, tokens())
+    assert (expected - plain).abs().max() > 1e-2
+    export_hf(FakeLM(ours), tmp_path / "out")  # type: ignore[arg-type]
+    back = load_hf(tmp_path / "out", dtype=torch.float64)
+    assert (logits_of(back, tokens()) - expected).abs().max() <= 1e-9
+    assert torch.equal(logits_of(ours, tokens()), expected)
 
 
 def _edited(directory: Path, edit: Any) -> Path:

@@ -92,7 +92,8 @@ def test_conversations_and_text_go_where_they_belong(server: FakeServer, monkeyp
     asked = {path: body for path, body, _ in server.requests}
     assert set(asked) == {"/v1/chat/completions", "/v1/completions"}
     assert asked["/v1/completions"] == {
-        "model": "m", "prompt": "b", "max_tokens": 5, "temperature": 0, "top_p": 1.0, "seed": 9, "stop": ["X"], "top_k": 3,
+        "model": "m", "prompt": "b", "max_tokens": 5, "temperature": 0, "top_p": 1.0, "seed": 9, "stop": ["X"],
+        "top_k": 3,
     }  # fmt: skip
     assert {headers["Authorization"] for *_, headers in server.requests} == {"Bearer from-environment"}
     RemoteSampler(server.url, "m", api_key="mine", limits=QUICK).generate(["b"], params)

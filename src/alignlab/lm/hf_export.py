@@ -15,6 +15,7 @@ from alignlab.core.files import atomic_write
 from alignlab.lm.architectures import bindings
 from alignlab.lm.hf_config import config_from_hf, read_json_object
 from alignlab.lm.hf_config_writer import config_to_hf
+from alignlab.lm.lora import LoRALinear
 from alignlab.lm.model import GPTModel
 from alignlab.lm.safetensors_reader import SafetensorsDir
 from alignlab.lm.weights import load_weights
@@ -39,6 +40,8 @@ def load_hf(
 def export_hf(lm: LanguageModel, directory: str | Path, *, shard_bytes: int = SHARD_BYTES) -> Path:
     """Write `config.json`, safetensors (in shards above `shard_bytes`) and tokenizer files; returns the directory.
 
+    LoRA adapters are merged into what is written; the model itself stays as it is.
+
     The weights are written before `config.json`, so a directory that an interruption left incomplete does not load.
     Raises `ModelError` where the architecture's format cannot express the model.
     """
@@ -47,7 +50,7 @@ def export_hf(lm: LanguageModel, directory: str | Path, *, shard_bytes: int = SH
     config = lm.model.config
     raw = config_to_hf(config)
     raw |= _special_ids(lm)
-    parameters = lm.model.state_dict()
+    parameters = merged_parameters(lm.model)
     raw["dtype"] = raw["torch_dtype"] = str(lm.model.embed.weight.dtype).removeprefix("torch.")
     (directory / "config.json").unlink(missing_ok=True)
     _write_weights(lm.model, parameters, directory, shard_bytes)
@@ -56,6 +59,18 @@ def export_hf(lm: LanguageModel, directory: str | Path, *, shard_bytes: int = SH
     atomic_write(directory / "generation_config.json", json.dumps(generation, indent=2) + "\n")
     atomic_write(directory / "config.json", json.dumps(raw, indent=2, sort_keys=True) + "\n")
     return directory
+
+
+def merged_parameters(model: GPTModel) -> dict[str, Tensor]:
+    """The state dict of the plain model: a layer with a LoRA adapter counts with its effective weight."""
+    parameters = model.state_dict()
+    for name, layer in model.named_modules():
+        if isinstance(layer, LoRALinear):
+            parameters = {key: value for key, value in parameters.items() if not key.startswith(f"{name}.")}
+            parameters[f"{name}.weight"] = layer.effective_weight()
+            if layer.bias is not None:
+                parameters[f"{name}.bias"] = layer.bias.detach()
+    return parameters
 
 
 def _special_ids(lm: LanguageModel) -> dict[str, int | None]:
