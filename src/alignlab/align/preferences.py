@@ -24,17 +24,15 @@ def sample_pairs(pipeline: AlignmentPipeline) -> dict[str, Any]:
     config, sampler = pipeline.config, pipeline.sampler(pipeline.model_after("sl-cai"))
     tokens = 0
     for name in ("harmful", "benign", "helpful"):
-        records = pipeline.prompts[name]
-        repeats = 2 * config.preference.pairs_per_prompt if name == "harmful" else 1
-        # A repeated prompt gets another sample each time.
-        asked = as_conversations([record.prompt for record in records for _ in range(repeats)])
-        sampling = SamplingParams(
-            max_tokens=config.max_tokens,
-            temperature=config.preference.temperature,
-            seed=derive_seed(config.seed, "pairs", name),
-        )
-        rows = pipeline.generate(sampler, asked, sampling, f"pairs-{name}")
-        tokens += sum(row["tokens"] for row in rows)
+        asked = as_conversations([record.prompt for record in pipeline.prompts[name]])
+        for number in range(2 * config.preference.pairs_per_prompt if name == "harmful" else 1):
+            sampling = SamplingParams(
+                max_tokens=config.max_tokens,
+                temperature=config.preference.temperature,
+                seed=derive_seed(config.seed, "pairs", name, number),
+            )
+            rows = pipeline.generate(sampler, asked, sampling, f"pairs-{name}-{number}")
+            tokens += sum(row["tokens"] for row in rows)
     return {"tokens": tokens}
 
 
@@ -60,7 +58,7 @@ def judge_pairs(pipeline: AlignmentPipeline) -> dict[str, Any]:
         raise FeedbackError(f"the feedback could judge none of {len(comparisons)} pairs, there is nothing to learn")
     n_ai = len(rows)
     for name in ("benign", "helpful"):
-        sampled = read_texts(pipeline, f"pairs-{name}")
+        sampled = read_texts(pipeline, f"pairs-{name}-0")
         for record, text in zip(pipeline.prompts[name], sampled, strict=True):
             if record.reference and text and text != record.reference:
                 rows.append(pair_row(name, record.prompt, record.reference, text, REFERENCE_CONFIDENCE))
@@ -71,13 +69,11 @@ def judge_pairs(pipeline: AlignmentPipeline) -> dict[str, Any]:
 
 
 def harmful_comparisons(pipeline: AlignmentPipeline) -> list[Comparison]:
-    """Neighbouring samples of each red-team prompt, where both say something and they differ."""
-    texts = read_texts(pipeline, "pairs-harmful")
-    per_prompt = 2 * pipeline.config.preference.pairs_per_prompt
+    """Pairs of samples of each red-team prompt, where both say something and they differ."""
     found = []
-    for i, record in enumerate(pipeline.prompts["harmful"]):
-        own = texts[i * per_prompt : (i + 1) * per_prompt]
-        for first, second in zip(own[::2], own[1::2], strict=True):
+    for pair in range(pipeline.config.preference.pairs_per_prompt):
+        sides = (read_texts(pipeline, f"pairs-harmful-{2 * pair + side}") for side in (0, 1))
+        for record, first, second in zip(pipeline.prompts["harmful"], *sides, strict=True):
             if first and second and first != second:
                 found.append(Comparison(record.prompt, first, second))
     return found
@@ -96,7 +92,8 @@ def pair_row(kind: str, prompt: str, chosen: str, rejected: str, probability: fl
 
 def read_pairs(pipeline: AlignmentPipeline) -> tuple[list[PreferencePair], list[PreferencePair]]:
     """The pairs to learn from and those kept back; which is which depends on the prompt alone."""
-    learn, keep = [], []
+    learn: list[PreferencePair] = []
+    keep: list[PreferencePair] = []
     held = pipeline.config.preference.heldout_fraction
     for row in read_jsonl(pipeline.run.artifacts / "preferences.jsonl"):
         pair = PreferencePair(
