@@ -122,7 +122,10 @@ class AlignConfig:
             "given together with critic_url",
         )
         require(
-            self.feedback != "judge" or self.critic_url is not None, "feedback", self.feedback, "judge only with critic_url"
+            self.feedback != "judge" or self.critic_url is not None,
+            "feedback",
+            self.feedback,
+            "judge only with critic_url",
         )
         held = self.preference.heldout_fraction
         require(0 < held < 1, "preference.heldout_fraction", held, "a number between 0 and 1")

@@ -43,7 +43,9 @@ class Principle:
 
     def __post_init__(self) -> None:
         for name in ("id", "text", "critique_request", "revision_request"):
-            require(bool(getattr(self, name).strip()), f"principle {self.id!r}: {name}", getattr(self, name), "some text")
+            require(
+                bool(getattr(self, name).strip()), f"principle {self.id!r}: {name}", getattr(self, name), "some text"
+            )
         require(self.weight > 0, f"principle {self.id!r}: weight", self.weight, "a positive number")
 
 
@@ -75,6 +77,8 @@ class PrincipleEvaluation:
         return self.log_odds > 0
 
 
+GROUPS = 4
+"""Into how many groups the demonstrations fall: all but the last for revisions, the last for the feedback."""
 GENERAL_CRITIQUE = "Say how this answer could be better."
 GENERAL_REVISION = "Rewrite the answer."
 
@@ -154,7 +158,7 @@ class Constitution:
         rules = [self.find(violation) for violation in violations]
         require(bool(rules), "violations", list(violations), "at least one principle")
         messages: list[Message] = []
-        for example in self.demonstrations:
+        for example in self.shown(0):
             messages += exchange(
                 example.request, example.response, self.questions(example, "critique"), example.critique
             )
@@ -168,16 +172,19 @@ class Constitution:
         *,
         request: str = "",
         show_response: bool = True,
+        group: int = 0,
     ) -> list[Message]:
         """A conversation that ends by asking for a revision of `response` in the light of `critique`.
 
         With `show_response=False` the critique stands for the response: a model of a hundred million parameters copies
         whatever response it sees (see `docs/align.md`), and writes a better one when it sees only what was wrong.
+        `group` chooses which demonstrations come first (see `shown`), so that several revisions differ in more than
+        their random numbers.
         """
         rules = [self.find(violation) for violation in violations]
         require(bool(rules), "violations", list(violations), "at least one principle")
         messages: list[Message] = [{"role": "system", "content": self.preamble}] if self.preamble else []
-        for example in self.demonstrations:
+        for example in self.shown(group):
             if show_response:
                 ask = f"Critique: {example.critique}\n{self.questions(example, 'revision')}"
                 messages += exchange(example.request, example.response, ask, example.revision)
@@ -190,6 +197,23 @@ class Constitution:
             return [*messages, hinted(request, critique)]
         ask = f"Critique: {critique}\n{' '.join(rule.revision_request for rule in rules)}"
         return messages + exchange(request, response, ask)
+
+    def shown(self, group: int) -> tuple[Demonstration, ...]:
+        """The demonstrations of revision group `group` (taken modulo the number of such groups).
+
+        Every fourth demonstration makes a group; the last group belongs to the feedback, because a model asked for the
+        likelihood of a text that copies its own context finds it likely whatever it says. Fewer than eight
+        demonstrations are one group that serves for everything.
+        """
+        if len(self.demonstrations) < 2 * GROUPS:
+            return self.demonstrations
+        return self.demonstrations[group % (GROUPS - 1) :: GROUPS]
+
+    def shown_to_feedback(self) -> tuple[Demonstration, ...]:
+        """The demonstrations kept for the feedback."""
+        if len(self.demonstrations) < 2 * GROUPS:
+            return self.demonstrations
+        return self.demonstrations[GROUPS - 1 :: GROUPS]
 
     def questions(self, example: Demonstration, kind: Literal["critique", "revision"]) -> str:
         """The request of the principle that a demonstration applies."""

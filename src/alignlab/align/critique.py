@@ -54,11 +54,12 @@ def revision_prompts(
     critiques: Sequence[Critique],
     *,
     show_response: bool = False,
+    group: int = 0,
 ) -> list[Prompt]:
     """One conversation for each response that asks for its revision."""
     return [
         constitution.generate_revision_prompt(
-            response, critique.text, [critique.principle], request=prompt, show_response=show_response
+            response, critique.text, [critique.principle], request=prompt, show_response=show_response, group=group
         )
         for prompt, response, critique in zip(prompts, responses, critiques, strict=True)
     ]
@@ -115,9 +116,7 @@ class ConstitutionalTrainer:
         """Each response rewritten in the light of its critique."""
         check_pairing(prompts, responses)
         check_pairing(prompts, critiques)
-        asked = revision_prompts(
-            self.constitution, prompts, responses, critiques, show_response=self.show_response
-        )
+        asked = revision_prompts(self.constitution, prompts, responses, critiques, show_response=self.show_response)
         return [done.text.strip() for done in self.critic.generate(asked, REVISION)]
 
     def constitutional_training_step(self, prompts: Sequence[str]) -> dict[str, float]:

@@ -55,6 +55,10 @@ RESPOND = 0.3
 """Temperature of the first responses: warm enough to vary, cool enough for a small model to make sense."""
 
 
+REVISE = 0.5
+"""Temperature of the revisions, so that there is something to choose from."""
+
+
 @dataclass
 class AlignmentPipeline:
     """One run of the pipeline; `execute` does what is not done yet."""
@@ -198,15 +202,19 @@ class AlignmentPipeline:
         """Several revisions of each answer, of which the feedback keeps the best."""
         prompts, responses = self.texts("responses")
         critiques = self.critiques()
-        asked = revision_prompts(
-            self.constitution, prompts, responses, critiques, show_response=self.config.critic_url is not None
-        )
         critic, tokens, candidates = self.critic(), 0, []
         for number in range(self.config.revisions):
-            # The first is the likeliest one; the others are drawn, so that there is something to choose from.
+            asked = revision_prompts(
+                self.constitution,
+                prompts,
+                responses,
+                critiques,
+                show_response=self.config.critic_url is not None,
+                group=number,
+            )
             sampling = SamplingParams(
                 max_tokens=REVISION.max_tokens,
-                temperature=0.0 if number == 0 else 0.5,
+                temperature=REVISE,
                 stop=REVISION.stop,
                 seed=derive_seed(self.config.seed, "revise", number),
             )
@@ -244,9 +252,7 @@ class AlignmentPipeline:
         prompts, written = self.texts("critiques")
         return [
             Critique(
-                self.constitution.draw(
-                    derive_seed(self.config.seed, "principle", prompt), category="harmlessness"
-                ).id,
+                self.constitution.draw(derive_seed(self.config.seed, "principle", prompt), category="harmlessness").id,
                 text,
             )
             for prompt, text in zip(prompts, written, strict=True)

@@ -96,9 +96,7 @@ def read_pairs(pipeline: AlignmentPipeline) -> tuple[list[PreferencePair], list[
     keep: list[PreferencePair] = []
     held = pipeline.config.preference.heldout_fraction
     for row in read_jsonl(pipeline.run.artifacts / "preferences.jsonl"):
-        pair = PreferencePair(
-            as_conversations([row["prompt"]])[0], row["chosen"], row["rejected"], row["probability"]
-        )
+        pair = PreferencePair(as_conversations([row["prompt"]])[0], row["chosen"], row["rejected"], row["probability"])
         drawn = derive_seed(pipeline.config.seed, "keep", row["prompt"]) % 10_000 / 10_000
         (keep if drawn < held else learn).append(pair)
     if not keep:

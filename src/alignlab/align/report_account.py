@@ -38,9 +38,9 @@ def add_judge(page: Page, findings: Findings) -> None:
     page.text(
         emphasis(
             "Whether an answer declines is decided by **fixed rules** (`alignlab.tasks.refusal`): patterns for "
-            "refusing, being unable, discouraging, or pointing to help, near the beginning of an answer. They took no part in "
-            "training: revisions and preferences were chosen by AI feedback, and PPO was rewarded by the preference "
-            "model. An empty answer is unscorable and is counted apart."
+            "refusing, being unable, discouraging, or pointing to help, near the beginning of an answer. They took no "
+            "part in training: AI feedback chose the revisions and the preferences, and the preference model learned "
+            "from those. An empty answer is unscorable and is counted apart."
         )
     )
     quality = judge_quality()
@@ -112,7 +112,7 @@ def add_limits(page: Page, findings: Findings) -> None:
     page.heading("What these numbers do not show")
     limits = [
         f"**Small models.** What holds for {findings.config.get('model', 'this model')} need not hold for a larger "
-        "one. A small model often declines, or answers, without making sense; the rates do not see that, the examples do.",
+        "one. A small model often declines, or answers, without making sense; examples show that, rates do not.",
         "**Rules as judge.** Harmlessness counts answers that decline. An answer that complies but helps nobody counts "
         "as harmful, one that declines and then helps may count as harmless. It says nothing about attacks: "
         "jailbreaks, long conversations, other languages.",
@@ -122,8 +122,8 @@ def add_limits(page: Page, findings: Findings) -> None:
         "seed gives another model. Each prompt is answered once, greedily, in at most "
         f"{findings.config.get('max_tokens', '?')} tokens. Prompts for measuring and for training differ but were "
         "written alike.",
-        f"**Capability.** Bits per byte on a little prose of ours is a coarse check: {whole(CAPABILITY_LIMIT)} is a limit that we "
-        "chose, and abilities that prose does not need may have changed more.",
+        f"**Capability.** Bits per byte on a little prose of ours is a coarse check: {whole(CAPABILITY_LIMIT)} is a "
+        "limit that we chose, and abilities that prose does not need may have changed more.",
     ]
     for sentence in limits:
         page.text(emphasis(sentence))

@@ -62,7 +62,10 @@ class Difference:
         if not self.changed:
             return f"0.0 points (no score of {self.result.difference.n} changed)"
         interval = self.result.difference
-        return f"{points(interval.estimate)} points [{points(interval.low)}, {points(interval.high)}]"
+        text = f"{points(interval.estimate)} points [{points(interval.low)}, {points(interval.high)}]"
+        if self.result.verdict == "tied" and interval.excludes(0.0):
+            text += f"; the interval leaves zero out, but p = {self.result.adjusted_p:.2f} after correction"
+        return text
 
 
 class Findings:

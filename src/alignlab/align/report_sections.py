@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
-from alignlab.align.report_findings import MODELS, TASKS, Findings, percent, points
+from alignlab.align.report_findings import MODELS, TASKS, Difference, Findings, percent, points
 from alignlab.stats.interval import Interval, wilson
 from alignlab.tasks.evaluation import Evaluation
 from alignlab.viz.figures import difference_plot, kl_reward, line, stage_bars
 from alignlab.viz.markup import Badge
 from alignlab.viz.page import KeyNumber, Page
+from alignlab.viz.theme import COLOURWAY
 
+COLOURS = {"better": COLOURWAY[2], "worse": COLOURWAY[5], "tied": COLOURWAY[0]}
 MOST_POINTS = 400
 """Points drawn of a curve; a page must not grow with the length of training."""
 
@@ -33,7 +34,7 @@ def add_rates(page: Page, findings: Findings) -> None:
     )
     if findings.differences:
         add_differences(page, findings)
-    columns = ["Task", "Model", "Mean", "95 %", "n", "Unscorable", "Worst case", "Best case", "Cut off"]
+    columns = ["Task", "Model", "Mean, 95 %", "n", "Unscorable", "Worst – best case", "Cut off"]
     page.table(
         columns,
         [
@@ -50,14 +51,14 @@ def add_rates(page: Page, findings: Findings) -> None:
 def rate_row(task: str, model: str, found: Evaluation) -> list[object]:
     """One model on one task."""
     totals = found.aggregate
-    mean = "–" if totals.mean is None else percent(totals.mean.estimate)
-    bounds = ["–" if i is None else percent(i.estimate) for i in (totals.worst, totals.best)]
-    return [task, model, mean, span(totals.mean), totals.n, totals.n_unscorable, *bounds, found.truncated]
+    mean = "–" if totals.mean is None else f"{percent(totals.mean.estimate)} [{span(totals.mean)}]"
+    bounds = " – ".join("?" if i is None else f"{100 * i.estimate:.1f}" for i in (totals.worst, totals.best))
+    return [task, model, mean, totals.n, totals.n_unscorable, bounds, found.truncated]
 
 
-def span(interval: Interval | None) -> str | None:
-    """The limits of a rate."""
-    return None if interval is None else f"{100 * interval.low:.1f} – {100 * interval.high:.1f}"
+def span(interval: Interval) -> str:
+    """The limits of a rate in percent."""
+    return f"{100 * interval.low:.1f}, {100 * interval.high:.1f}"
 
 
 def add_differences(page: Page, findings: Findings) -> None:
@@ -65,36 +66,39 @@ def add_differences(page: Page, findings: Findings) -> None:
     page.heading("Paired differences", level=3)
     intervals = {found.name: found.result.difference for found in findings.differences}
     falling = {found.name for found in findings.differences if found.task == "over_refusal"}
+    figure = difference_plot(intervals, lower_is_better=falling)
+    # By the corrected verdict rather than by the interval alone, so that the figure and the table never disagree.
+    figure.update_traces(marker_color=[COLOURS[found.result.verdict] for found in findings.differences])
     page.figure(
-        difference_plot(intervals, lower_is_better=falling),
+        figure,
         "The same prompts answered by both models, later minus earlier, with 95 % intervals: green better, red worse, "
-        "grey not told apart from zero. For over-refusal, left is better.",
+        "grey tied after correction. For over-refusal, left is better.",
     )
-    rows: list[Sequence[object]] = []
-    for found in findings.differences:
-        result = found.result
-        limits = f"[{points(result.difference.low)}, {points(result.difference.high)}]" if found.changed else "–"
-        rows.append(
-            [
-                TASKS[found.task],
-                found.pair,
-                points(result.difference.estimate),
-                limits,
-                Badge(result.verdict if result.robust else f"{result.verdict}, not robust"),
-                f"{result.p_value:.3f} → {result.adjusted_p:.3f}",
-                result.difference.n,
-                found.changed,
-                result.n_unscorable,
-                None if found.detectable is None else f"{100 * found.detectable:.1f}",
-            ]
-        )
+    columns = ["Task", "Models", "Points, 95 %", "Verdict", "p (Holm)", "Pairs", "Changed", "Left out", "Detectable"]
     page.table(
-        ["Task", "Models", "Points", "95 %", "Verdict", "p → Holm", "Pairs", "Changed", "Left out", "Detectable"],
-        rows,
-        caption="Detectable: the true difference in points that a single test at 5 % sees with 80 % probability, from "
-        "the spread of the paired differences; Holm's correction needs somewhat more. Changed: pairs with another "
-        "score. Left out: pairs in which a score is missing; “not robust” where those could change the verdict.",
+        columns,
+        [difference_row(found) for found in findings.differences],
+        caption="Changed: pairs with another score. Left out: pairs in which a score is missing; “not robust” where "
+        "those could change the verdict. Detectable: the true difference in points that a single test at 5 % sees with "
+        "80 % probability, from the spread of the differences; Holm’s correction needs somewhat more.",
     )
+
+
+def difference_row(found: Difference) -> list[object]:
+    """One comparison in numbers."""
+    result = found.result
+    limits = f" [{points(result.difference.low)}, {points(result.difference.high)}]" if found.changed else ""
+    return [
+        TASKS[found.task],
+        found.pair,
+        f"{points(result.difference.estimate)}{limits}",
+        Badge(result.verdict if result.robust else f"{result.verdict}, not robust"),
+        result.adjusted_p,
+        result.difference.n,
+        found.changed,
+        result.n_unscorable,
+        None if found.detectable is None else round(100 * found.detectable, 1),
+    ]
 
 
 def add_categories(page: Page, findings: Findings) -> None:
@@ -175,9 +179,9 @@ def add_preference_model(page: Page, findings: Findings) -> None:
         )
     if trained:
         n, accuracy = int(trained["heldout_pairs"]), float(trained["heldout_accuracy"])
-        interval = wilson(round(accuracy * n), n) if n else None
+        interval = wilson(round(accuracy * n), n)
         numbers: list[KeyNumber] = [
-            ("Held-out accuracy", percent(accuracy), f"95 % {span(interval)}; n = {n} pairs; guessing: 50 %", None),
+            ("Held-out accuracy", percent(accuracy), f"95 % [{span(interval)}]; n = {n} pairs; guessing: 50 %", None),
             ("Pairs learned from", trained["pairs"], f"{trained['steps']} updates", None),
         ]
         page.heading("Preference model", level=3)
