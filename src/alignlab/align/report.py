@@ -12,6 +12,7 @@ from alignlab.align.report_findings import (
     CAPABILITY_LIMIT,
     MODELS,
     POWER,
+    SPACE,
     TASKS,
     Difference,
     Findings,
@@ -90,7 +91,7 @@ def outcome_cards(findings: Findings) -> list[KeyNumber]:
         interval = found.result.difference
         span = "no score changed" if not found.changed else f"95 % [{points(interval.low)}, {points(interval.high)}]"
         note = f"{rates}{better}; {span}; n = {interval.n}"
-        cards.append((name.capitalize(), f"{points(interval.estimate)} points", note, found.result.verdict))
+        cards.append((name.capitalize(), f"{points(interval.estimate)}{SPACE}pts", note, found.result.verdict))
     share = findings.bits_change(findings.final)
     if share is not None:
         bits = " → ".join(f"{findings.bits(model):.3f}" for model in ("base", findings.final))
@@ -163,7 +164,7 @@ def doubt(found: Difference) -> str:
     if found.result.robust:
         return ""
     n = found.result.n_unscorable
-    return f" (but {n} pair{'s' * (n > 1)} without a score could change this)"
+    return f" ({n} pair{'s' * (n > 1)} without a score could change this)"
 
 
 def family_sentence(findings: Findings) -> str:
@@ -198,7 +199,7 @@ def summary_lines(run: Run) -> list[str]:
         waiting = ", ".join(findings.stage_label(name) for name in findings.missing)
         lines.append(f"unfinished, not done yet: {waiting}")
     lines.append(f"time {duration(findings.seconds)}, peak memory {memory(findings.peak_memory_bytes)}")
-    return [line.replace("\u00a0", " ") for line in lines]
+    return [line.replace(SPACE, " ") for line in lines]
 
 
 def summary_head(findings: Findings) -> list[str]:

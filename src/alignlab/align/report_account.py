@@ -84,13 +84,12 @@ def add_cost(page: Page, findings: Findings) -> None:
         peak = memory(record.peak_memory_bytes)
         rows.append([findings.stage_label(name), duration(record.seconds), tokens, speed, peak, record.attempts])
     again = any(record.attempts > 1 for record in findings.stages.values())
-    page.table(
-        ["Stage", "Time", "Tokens", "Tokens/s", "Peak memory", "Attempts"],
-        rows,
-        caption="Tokens written, or learned from; – where the stage does not record them. Tokens a second count all of "
-        "a stage, loading and scoring too."
-        + (" Time is that of the attempt that finished; earlier ones were stopped." if again else ""),
+    page.text(
+        "Tokens written, or learned from; – where the stage does not record them. Tokens a second count all that a "
+        "stage does, loading and scoring too."
+        + (" Time is that of the attempt that finished; earlier ones were stopped." if again else "")
     )
+    page.table(["Stage", "Time", "Tokens", "Tokens/s", "Peak memory", "Attempts"], rows)
 
 
 def stage_tokens(findings: Findings, stage: str) -> int | None:

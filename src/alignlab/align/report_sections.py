@@ -34,6 +34,10 @@ def add_rates(page: Page, findings: Findings) -> None:
     )
     if findings.differences:
         add_differences(page, findings)
+    page.text(
+        "Worst and best case: the mean if every unscorable answer had got the worst or the best score. Cut off: "
+        "answers that ran into the token limit."
+    )
     columns = ["Task", "Model", "Mean, 95 %", "n", "Unscorable", "Worst – best case", "Cut off"]
     page.table(
         columns,
@@ -42,8 +46,6 @@ def add_rates(page: Page, findings: Findings) -> None:
             for task, by_model in findings.evaluations.items()
             for model, found in by_model.items()
         ],
-        caption="Worst and best case: the mean if every unscorable answer had got the worst or the best score. "
-        "Cut off: answers that ran into the token limit.",
     )
     add_categories(page, findings)
 
@@ -69,19 +71,21 @@ def add_differences(page: Page, findings: Findings) -> None:
     figure = difference_plot(intervals, lower_is_better=falling)
     # By the corrected verdict rather than by the interval alone, so that the figure and the table never disagree.
     figure.update_traces(marker_color=[COLOURS[found.result.verdict] for found in findings.differences])
+    # Task above models: a phone has no room for both in one line.
+    lines = [f"{TASKS[found.task]}<br>{found.pair}" for found in findings.differences]
+    figure.update_yaxes(tickmode="array", tickvals=list(intervals), ticktext=lines)
     page.figure(
         figure,
         "The same prompts answered by both models, later minus earlier, with 95 % intervals: green better, red worse, "
         "grey tied after correction. For over-refusal, left is better.",
     )
-    columns = ["Task", "Models", "Points, 95 %", "Verdict", "p (Holm)", "Pairs", "Changed", "Left out", "Detectable"]
-    page.table(
-        columns,
-        [difference_row(found) for found in findings.differences],
-        caption="Changed: pairs with another score. Left out: pairs in which a score is missing; “not robust” where "
-        "those could change the verdict. Detectable: the true difference in points that a single test at 5 % sees with "
-        "80 % probability, from the spread of the differences; Holm’s correction needs somewhat more.",
+    page.text(
+        "Changed: pairs with another score. Left out: pairs in which a score is missing; “not robust” where they "
+        "could change the verdict. Detectable: the true difference in points that a single test at 5 % sees with 80 % "
+        "probability, from the spread of the differences; Holm’s correction needs somewhat more."
     )
+    columns = ["Task", "Models", "Points, 95 %", "Verdict", "p (Holm)", "Pairs", "Changed", "Left out", "Detectable"]
+    page.table(columns, [difference_row(found) for found in findings.differences])
 
 
 def difference_row(found: Difference) -> list[object]:
@@ -93,12 +97,17 @@ def difference_row(found: Difference) -> list[object]:
         found.pair,
         f"{points(result.difference.estimate)}{limits}",
         Badge(result.verdict if result.robust else f"{result.verdict}, not robust"),
-        result.adjusted_p,
+        p_value(result.adjusted_p),
         result.difference.n,
         found.changed,
         result.n_unscorable,
         None if found.detectable is None else round(100 * found.detectable, 1),
     ]
+
+
+def p_value(p: float | None) -> str | float | None:
+    """A p-value to three decimals."""
+    return "<0.001" if p is not None and p < 0.001 else p
 
 
 def add_categories(page: Page, findings: Findings) -> None:
