@@ -43,14 +43,19 @@ def row_seeds(prompts: Sequence[Sequence[int]], seed: int) -> list[int]:
     return seeds
 
 
-def make_rows(prompts: Sequence[list[int]], sampling: SamplingParams, n_ctx: int) -> list[Row]:
-    """Rows with their random numbers drawn; an empty or overlong prompt is a `SamplerError`."""
-    rows = []
-    for index, (prompt, seed) in enumerate(zip(prompts, row_seeds(prompts, sampling.seed), strict=True)):
+def check_prompts(prompts: Sequence[Sequence[int]], n_ctx: int) -> None:
+    """An empty or overlong prompt is a `SamplerError`."""
+    for index, prompt in enumerate(prompts):
         if not prompt:
             raise SamplerError(f"prompt {index} is empty: the model needs at least one token to continue")
         if len(prompt) >= n_ctx:
             raise SamplerError(f"prompt {index} has {len(prompt)} tokens, the model reads at most {n_ctx - 1} before answering")
+
+
+def make_rows(prompts: Sequence[list[int]], sampling: SamplingParams, n_ctx: int, seeds: Sequence[int]) -> list[Row]:
+    """Rows with their random numbers drawn, one seed each."""
+    rows = []
+    for index, (prompt, seed) in enumerate(zip(prompts, seeds, strict=True)):
         budget = min(sampling.max_tokens, n_ctx - len(prompt))
         rows.append(Row(index, prompt, budget, torch.rand(budget, generator=torch_generator(seed))))
     return rows
@@ -92,14 +97,22 @@ def read_prompts(model: GPTModel, prompts: Sequence[Sequence[int]], room: int) -
 
 @torch.no_grad()
 def decode(
-    model: GPTModel, prompts: Sequence[list[int]], sampling: SamplingParams, end_ids: frozenset[int]
+    model: GPTModel,
+    prompts: Sequence[list[int]],
+    sampling: SamplingParams,
+    end_ids: frozenset[int],
+    *,
+    seeds: Sequence[int] | None = None,
 ) -> Iterator[list[Row]]:
     """Continue all prompts together; after every step yields the rows that got a token.
 
     A row ends after a token of `end_ids`, after its budget, or when the consumer sets `row.done`. Finished rows leave the
-    batch once they are half of it.
+    batch once they are half of it. `seeds` are the rows' own (`row_seeds` of these prompts where None): whoever splits
+    prompts over several calls numbers repeats over all of them. An empty or overlong prompt is a `SamplerError`.
     """
-    rows = make_rows(prompts, sampling, model.config.n_ctx)
+    n_ctx = model.config.n_ctx
+    check_prompts(prompts, n_ctx)
+    rows = make_rows(prompts, sampling, n_ctx, row_seeds(prompts, sampling.seed) if seeds is None else seeds)
     cache, last = read_prompts(model, prompts, max(row.budget for row in rows))
     device = last.device
     uniforms = torch.zeros(len(rows), sampling.max_tokens)
@@ -129,7 +142,8 @@ def decode(
         alive = [i for i, row in enumerate(rows) if not row.done]
         if not alive:
             return
-        if len(alive) <= len(rows) // 2:
+        # A finished row whose context is full cannot be carried along: it has no position left.
+        if len(alive) <= len(rows) // 2 or any(len(row.prompt) + step >= n_ctx for row in rows):
             keep = torch.tensor(alive, device=device)
             cache.select(keep)
             chosen, uniforms = chosen[keep], uniforms[keep]

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from alignlab.core.errors import SamplerError
 from alignlab.lm.cache import KVCache
-from alignlab.lm.generate import Row, common_prefix, decode
+from alignlab.lm.generate import Row, check_prompts, common_prefix, decode, row_seeds
 from alignlab.lm.language_model import LanguageModel
 from alignlab.lm.model import GPTModel
 from alignlab.lm.types import Completion, Prompt, SamplingParams
@@ -25,12 +25,18 @@ class LocalSampler:
         self.lm, self.batch_size = lm, batch_size
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> list[Completion]:
-        """One completion for each prompt, in order. Prompts of similar length share a batch."""
+        """One completion for each prompt, in order. Prompts of similar length share a batch.
+
+        A prompt given several times in one call gets a different random stream each time, whatever `batch_size` is.
+        """
         encoded = [self.lm.tokenizer.encode_prompt(prompt) for prompt in prompts]
+        check_prompts(encoded, self.lm.model.config.n_ctx)
+        seeds = row_seeds(encoded, sampling.seed)
         found: dict[int, Completion] = {}
         for batch in self.batches([len(tokens) for tokens in encoded]):
             finished: dict[int, Row] = {}
-            for moved in decode(self.lm.model, [encoded[i] for i in batch], sampling, self.lm.tokenizer.eos_ids):
+            own, chosen = [encoded[i] for i in batch], [seeds[i] for i in batch]
+            for moved in decode(self.lm.model, own, sampling, self.lm.tokenizer.eos_ids, seeds=chosen):
                 for row in moved:
                     if sampling.stop and self.find_stop(row.tokens, sampling.stop):
                         row.done = True
@@ -46,9 +52,9 @@ class LocalSampler:
         for moved in decode(self.lm.model, [tokenizer.encode_prompt(prompt)], sampling, tokenizer.eos_ids):
             row = moved[0]
             text = tokenizer.decode(row.tokens)
-            stop = next((s for s in sampling.stop if s in text), None)
-            if stop is not None:
-                row.done, text = True, text[: text.index(stop)]
+            cuts = [text.index(stop) for stop in sampling.stop if stop in text]
+            if cuts:
+                row.done, text = True, text[: min(cuts)]
             # Half a character, or what may become a stop string, waits for the next token.
             held = 0 if row.done else self.held_back(text, sampling.stop)
             ready = text[: len(text) - held]
@@ -92,13 +98,13 @@ class LocalSampler:
     @staticmethod
     def held_back(text: str, stops: Sequence[str]) -> int:
         """How many characters at the end of `text` may still change meaning."""
-        if text.endswith("�"):
-            return 1
+        whole = text.rstrip("�")  # each byte of an unfinished character may show as one
+        unfinished = len(text) - len(whole)
         longest = max((len(stop) - 1 for stop in stops), default=0)
-        for size in range(min(longest, len(text)), 0, -1):
-            if any(stop.startswith(text[-size:]) for stop in stops):
-                return size
-        return 0
+        for size in range(min(longest, len(whole)), 0, -1):
+            if any(stop.startswith(whole[-size:]) for stop in stops):
+                return size + unfinished
+        return unfinished
 
     def completion(self, row: Row, sampling: SamplingParams) -> Completion:
         text = self.lm.tokenizer.decode(row.tokens)

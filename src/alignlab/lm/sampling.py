@@ -32,16 +32,20 @@ def keep_top_k(logits: Float[Tensor, "batch vocab"], k: int) -> Float[Tensor, "b
 
 
 def keep_top_p(logits: Float[Tensor, "batch vocab"], p: float) -> Float[Tensor, "batch vocab"]:
-    """-inf outside the smallest set of most likely tokens whose probability reaches `p` (Holtzman et al. 2020)."""
+    """-inf outside the smallest set of most likely tokens whose probability reaches `p` (Holtzman et al. 2020).
+
+    Ties with the least likely of the set stay: which of them a partial sort finds depends on the other rows.
+    """
     total = logits.logsumexp(-1, keepdim=True)
     # Sorting a whole vocabulary costs more than the model's own step; the nucleus is nearly always among the first few.
     for candidates in (NUCLEUS_CANDIDATES, logits.shape[-1]):
-        ordered, index = logits.topk(min(candidates, logits.shape[-1]), -1)
+        ordered = logits.topk(min(candidates, logits.shape[-1]), -1).values
         mass = (ordered - total).exp().cumsum(-1)
         if ordered.shape[-1] == logits.shape[-1] or bool((mass[:, -1] >= p).all()):
             break
     outside = F.pad(mass[:, :-1], (1, 0)) >= p  # the mass before this token already suffices
-    return torch.full_like(logits, float("-inf")).scatter(-1, index, ordered.masked_fill(outside, float("-inf")))
+    least = ordered.masked_fill(outside, float("inf")).amin(-1, keepdim=True)
+    return logits.masked_fill(logits < least, float("-inf"))
 
 
 def keep_min_p(logits: Float[Tensor, "batch vocab"], p: float) -> Float[Tensor, "batch vocab"]:
