@@ -210,7 +210,7 @@ def test_a_checkpoint_of_another_model_is_refused(finished: Callable[[str], Path
         (path / "stages" / f"{stage}.json").unlink()
     saved = {file: file.read_bytes() for file in list_checkpoints(path / "checkpoints" / "supervised")[-1].iterdir()}
     tiny_run.build_model(mine, seed=1)
-    with pytest.raises(TrainingError, match="is of another model: frozen weights is .* there and .* here"):
+    with pytest.raises(TrainingError, match=r"is of another model: frozen weights is .* there and .* here"):
         tiny_run.run_pipeline(config, path)
     assert saved == {file: file.read_bytes() for file in saved}
 

@@ -8,6 +8,7 @@ in the paper's appendix.
 from __future__ import annotations
 
 import importlib.resources
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -46,7 +47,7 @@ class Principle:
             require(
                 bool(getattr(self, name).strip()), f"principle {self.id!r}: {name}", getattr(self, name), "some text"
             )
-        require(self.weight > 0, f"principle {self.id!r}: weight", self.weight, "a positive number")
+        require(0 < self.weight < math.inf, f"principle {self.id!r}: weight", self.weight, "a positive number")
 
 
 @dataclass(frozen=True)
@@ -122,11 +123,13 @@ class Constitution:
             require(key in allowed, "constitution key", key, ", ".join(sorted([*allowed, "demonstrations"])))
         for key, items in (("principles", values.get("principles")), ("demonstrations", examples)):
             require(isinstance(items, list), key, items, "a list of mappings")
+        texts = {key: values.get(key, "") for key in ("preamble", "opposite")}
+        texts["name"] = values.get("name", "constitution")
+        for key, text in texts.items():
+            require(isinstance(text, str), key, text, "a text")
         return cls(
             [from_dict(Principle, item, where=f"principles[{i}]") for i, item in enumerate(values["principles"])],
-            preamble=str(values.get("preamble", "")),
-            opposite=str(values.get("opposite", "")),
-            name=str(values.get("name", "constitution")),
+            **texts,
             demonstrations=[
                 from_dict(Demonstration, item, where=f"demonstrations[{i}]") for i, item in enumerate(examples)
             ],
