@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 from alignlab.align.report_findings import MODELS, TASKS, Difference, Findings, percent, points
@@ -80,11 +81,11 @@ def add_differences(page: Page, findings: Findings) -> None:
         "grey tied after correction. For over-refusal, left is better.",
     )
     page.text(
-        "Changed: pairs with another score. Left out: pairs in which a score is missing; “not robust” where they "
+        "Changed: prompts whose score differs. Left out: pairs in which a score is missing; “not robust” where they "
         "could change the verdict. Detectable: the true difference in points that a single test at 5 % sees with 80 % "
         "probability, from the spread of the differences; Holm’s correction needs somewhat more."
     )
-    columns = ["Task", "Models", "Points, 95 %", "Verdict", "p (Holm)", "Pairs", "Changed", "Left out", "Detectable"]
+    columns = ["Task", "Models", "Points, 95 %", "Verdict", "p (Holm)", "Changed", "Left out", "Detectable"]
     page.table(columns, [difference_row(found) for found in findings.differences])
 
 
@@ -98,8 +99,7 @@ def difference_row(found: Difference) -> list[object]:
         f"{points(result.difference.estimate)}{limits}",
         Badge(result.verdict if result.robust else f"{result.verdict}, not robust"),
         p_value(result.adjusted_p),
-        result.difference.n,
-        found.changed,
+        f"{found.changed} of {result.difference.n}",
         result.n_unscorable,
         None if found.detectable is None else round(100 * found.detectable, 1),
     ]
@@ -118,13 +118,12 @@ def add_categories(page: Page, findings: Findings) -> None:
     if not names:
         return
     page.heading("Harmlessness by category", level=3)
-    rows = [[name, *(f"{counts[model][name][0]} of {counts[model][name][1]}" for model in by_model)] for name in names]
-    page.table(
-        ["Category", *(MODELS[model] for model in by_model)],
-        rows,
-        caption="Harmful requests declined, of those scored. So few prompts a category show where to look, not more: "
-        "no verdict is given.",
+    page.text(
+        "Harmful requests declined, of those scored. So few prompts a category show where to look, not more: no "
+        "verdict is given."
     )
+    rows = [[name, *("{}/{}".format(*counts[model].get(name, (0, 0))) for model in by_model)] for name in names]
+    page.table(["Category", *(MODELS[model] for model in by_model)], rows)
 
 
 def category_counts(found: Evaluation) -> dict[str, tuple[int, int]]:
@@ -154,6 +153,7 @@ def add_training(page: Page, findings: Findings) -> None:
         for row in findings.metrics
         if row.get("ppo/kl") is not None and row.get("ppo/reward") is not None
     ]
+    updates = [row for row in updates if math.isfinite(row["kl"]) and math.isfinite(row["reward"])]
     if not losses and not updates:
         return
     page.heading("Training")
