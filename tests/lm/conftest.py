@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import tokenizers
 import torch
-from tokenizers import decoders, models
+from tokenizers import decoders, models, pre_tokenizers
 
 from alignlab.lm.config import GPTConfig, RopeScaling
 from alignlab.lm.language_model import LanguageModel
@@ -79,11 +79,24 @@ def byte_tokenizer() -> Tokenizer:
 
 
 @pytest.fixture(scope="session")
-def make_lm(make_model: Callable[..., GPTModel], byte_tokenizer: Tokenizer) -> Callable[..., LanguageModel]:
-    """A random model of a family with the byte tokenizer."""
+def byte_level_tokenizer() -> Tokenizer:
+    """GPT-2's spelling of the 256 bytes, `</s>` (0) and another control token (1)."""
+    words = ["</s>", "<|ctl|>", *sorted(pre_tokenizers.ByteLevel.alphabet())]
+    core = tokenizers.Tokenizer(models.BPE({word: i for i, word in enumerate(words)}, []))
+    core.add_special_tokens(["</s>", "<|ctl|>"])
+    core.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    core.decoder = decoders.ByteLevel()
+    return Tokenizer(core, SpecialTokens(eos=0))
 
-    def make(family: str = "llama", seed: int = 0, **fields: Any) -> LanguageModel:
-        return LanguageModel(make_model(family, seed, **fields), byte_tokenizer, "tiny", "test")
+
+@pytest.fixture(scope="session")
+def make_lm(make_model: Callable[..., GPTModel], byte_tokenizer: Tokenizer) -> Callable[..., LanguageModel]:
+    """A random model of a family, with the byte tokenizer where no other is given."""
+
+    def make(
+        family: str = "llama", seed: int = 0, tokenizer: Tokenizer = byte_tokenizer, **fields: Any
+    ) -> LanguageModel:
+        return LanguageModel(make_model(family, seed, **fields), tokenizer, "tiny", "test")
 
     return make
 
@@ -93,7 +106,7 @@ def make_reciter(byte_tokenizer: Tokenizer) -> Callable[[Sequence[int]], Languag
     """A model that answers any prompt of one token with the given ids: its blocks add nothing to one-hot positions."""
 
     def make(script: Sequence[int]) -> LanguageModel:
-        n_ctx = len(script) + 8
+        n_ctx = len(script) + 1
         config = GPTConfig(
             vocab_size=300, n_ctx=n_ctx, d_model=n_ctx, n_layers=1, n_heads=1, positions="learned", tie_embeddings=False
         )

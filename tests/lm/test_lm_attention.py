@@ -119,7 +119,8 @@ def test_rotation_tables_grow_and_stay_the_same() -> None:
     before = table(positions, 10, torch.float32)
     table(torch.tensor([[5000]]), 5001, torch.float32)
     after = table(positions, 10, torch.float32)
-    assert torch.equal(before.cos, after.cos) and torch.equal(before.sin, after.sin)
+    assert torch.equal(before.cos, after.cos)
+    assert torch.equal(before.sin, after.sin)
 
 
 def test_scaled_frequencies_by_hand() -> None:
@@ -141,4 +142,5 @@ def test_attention_module_stands_alone() -> None:
     x = torch.randn(2, 5, 48, generator=torch.Generator().manual_seed(0))
     rotation = RotaryTable(module.config)(torch.arange(5).expand(2, -1), 5, torch.float32)
     out = module(x, Context(None, rotation, None))
-    assert out.shape == x.shape and not torch.allclose(out, module(x, Context(None, None, None)))
+    assert out.shape == x.shape
+    assert not torch.allclose(out, module(x, Context(None, None, None)))

@@ -33,7 +33,8 @@ def test_equals_linear_for_every_number_of_rows(biased: bool) -> None:
     for rows in range(1, 201):
         x = random(rows, 96, seed=rows)
         got = times(x, weight, bias)
-        assert got.shape == (rows, 40) and got.dtype == torch.bfloat16
+        assert got.shape == (rows, 40)
+        assert got.dtype == torch.bfloat16
         assert excess(x, weight, bias, got) <= 0, rows
         assert excess(x, weight, bias, F.linear(x, weight, bias)) <= 0, rows  # the bound is fair to both
 
@@ -45,7 +46,8 @@ def test_any_leading_shape(shape: tuple[int, ...], dtype: torch.dtype) -> None:
     x, weight, bias = random(*shape, dtype=dtype), random(40, 96, seed=1, dtype=dtype), random(40, seed=2, dtype=dtype)
     for used in (None, bias):
         got, expected = times(x, weight, used), F.linear(x, weight, used)
-        assert got.shape == expected.shape == (*shape[:-1], 40) and got.dtype == dtype
+        assert got.shape == expected.shape == (*shape[:-1], 40)
+        assert got.dtype == dtype
         assert torch.allclose(got, expected, rtol=2 * ROUNDING, atol=0.1 if dtype == torch.bfloat16 else 1e-5)
 
 
@@ -68,7 +70,9 @@ def test_gradients_flow_as_through_linear() -> None:
     times(x, weight).float().square().sum().backward()
     again = weight.detach().clone().requires_grad_()
     F.linear(x, again).float().square().sum().backward()
-    assert weight.grad is not None and again.grad is not None and torch.equal(weight.grad, again.grad)
+    assert weight.grad is not None
+    assert again.grad is not None
+    assert torch.equal(weight.grad, again.grad)
 
 
 @torch.no_grad()
@@ -82,4 +86,5 @@ def test_adapters_are_not_bypassed() -> None:
     for name, parameter in holder.named_parameters():
         if "lora" in name.lower() or parameter.requires_grad:
             parameter.add_(0.5)
-    assert torch.equal(project(holder[0], x), holder[0](x)) and not torch.allclose(project(holder[0], x), plain)
+    assert torch.equal(project(holder[0], x), holder[0](x))
+    assert not torch.allclose(project(holder[0], x), plain)

@@ -116,7 +116,9 @@ def naive_logits(model: GPTModel, tokens: list[int]) -> Tensor:
         attn = naive_attention(model, i, naive_norm(x, block.norm1, config, centred))
         attn = naive_norm(attn, block.post_attn_norm, config, centred) if config.post_norm else attn
         h = naive_norm(x if config.parallel_block else x + attn, block.norm2, config, centred)
-        inner = naive_activation(naive_linear(block.mlp.gate if config.gated_mlp else block.mlp.up, h), config.activation)
+        inner = naive_activation(
+            naive_linear(block.mlp.gate if config.gated_mlp else block.mlp.up, h), config.activation
+        )
         out = naive_linear(block.mlp.down, inner * naive_linear(block.mlp.up, h) if config.gated_mlp else inner)
         x = x + attn + (naive_norm(out, block.post_mlp_norm, config, centred) if config.post_norm else out)
     logits = naive_norm(x, model.final_norm, config, centred) @ model.head_weight.double().T
@@ -200,7 +202,8 @@ def test_reading_in_pieces_equals_reading_at_once(name: str, pieces: list[int], 
     cache = new_cache(model, 2, 23)
     steps = [model(piece, cache=cache) for piece in tokens.split(pieces, dim=1)]
     assert (torch.cat(steps, 1) - model(tokens)).abs().max() < 2e-5
-    assert cache.length == 20 and cache.next_position.tolist() == [20, 20]
+    assert cache.length == 20
+    assert cache.next_position.tolist() == [20, 20]
 
 
 @pytest.mark.parametrize("name", NAMES)
@@ -274,20 +277,23 @@ def test_initialisation_is_gpt2s_and_seeded() -> None:
     assert float(weights["blocks.1.attn.q.weight"].std()) == pytest.approx(0.02, rel=0.03)
     assert float(weights["blocks.1.attn.o.weight"].std()) == pytest.approx(0.02 / 4, rel=0.03)
     assert float(weights["blocks.1.mlp.down.weight"].std()) == pytest.approx(0.02 / 4, rel=0.03)
-    assert (weights["blocks.0.norm1.weight"] == 1).all() and (weights["blocks.0.attn.q.bias"] == 0).all()
+    assert (weights["blocks.0.norm1.weight"] == 1).all()
+    assert (weights["blocks.0.attn.q.bias"] == 0).all()
 
 
 def test_a_model_on_the_meta_device_has_no_numbers() -> None:
     with torch.device("meta"):
         model = GPTModel(GPTConfig(vocab_size=1_000_000, d_model=4096, n_heads=32))
-    assert model.head_weight is model.embed.weight and model.embed.weight.is_meta
+    assert model.head_weight is model.embed.weight
+    assert model.embed.weight.is_meta
 
 
 def test_zeros_in_the_configuration_are_resolved() -> None:
     config = GPTConfig(d_model=48, n_heads=6, window=4, n_layers=2, window_layers=[True, False])  # type: ignore[arg-type]
     assert (config.n_kv_heads, config.d_head, config.rotary_dim) == (6, 8, 8)
     assert [config.is_windowed(i) for i in range(2)] == [True, False]
-    assert GPTConfig(window=4).is_windowed(1) and not GPTConfig().is_windowed(0)
+    assert GPTConfig(window=4).is_windowed(1)
+    assert not GPTConfig().is_windowed(0)
 
 
 @pytest.mark.parametrize(

@@ -113,7 +113,12 @@ def test_repetition_penalty_equals_transformers(vocab: int, penalty: float) -> N
 def test_all_filters_together_equal_transformers_in_its_order(temperature: float, vocab: int) -> None:
     x = logits_of(vocab)
     expected = x
-    for warper in (TemperatureLogitsWarper(temperature), TopKLogitsWarper(60), TopPLogitsWarper(0.8), MinPLogitsWarper(0.1)):
+    for warper in (
+        TemperatureLogitsWarper(temperature),
+        TopKLogitsWarper(60),
+        TopPLogitsWarper(0.8),
+        MinPLogitsWarper(0.1),
+    ):
         expected = warper(IDS, expected)
     got = filter_logits(x, SamplingParams(temperature=temperature, top_k=60, top_p=0.8, min_p=0.1))
     assert torch.equal(got, expected)
@@ -173,7 +178,8 @@ def test_the_edges_of_the_unit_interval_are_real_tokens(vocab: int) -> None:
         x[:, int(torch.randint(0, vocab, (), generator=generator))] = 0.3
         chosen = draw(x, edges)
         assert kept(x.gather(1, chosen[:, None])).all()
-        assert chosen[0] == kept(x[0]).nonzero()[0] and chosen[4] == kept(x[4]).nonzero()[-1]
+        assert chosen[0] == kept(x[0]).nonzero()[0]
+        assert chosen[4] == kept(x[4]).nonzero()[-1]
 
 
 @pytest.mark.parametrize("vocab", [256, 600])

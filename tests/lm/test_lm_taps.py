@@ -17,25 +17,54 @@ MakeModel = Callable[..., GPTModel]
 BATCH, POS = 2, 9
 
 # What TransformerLens documents as the keys of the cache of GPT-2 and of a Llama model with one layer, in its order.
-GPT2_NAMES = """
-hook_embed hook_pos_embed
-blocks.0.hook_resid_pre blocks.0.ln1.hook_scale blocks.0.ln1.hook_normalized
-blocks.0.attn.hook_q blocks.0.attn.hook_k blocks.0.attn.hook_v
-blocks.0.attn.hook_attn_scores blocks.0.attn.hook_pattern blocks.0.attn.hook_z
-blocks.0.hook_attn_out blocks.0.hook_resid_mid blocks.0.ln2.hook_scale blocks.0.ln2.hook_normalized
-blocks.0.mlp.hook_pre blocks.0.mlp.hook_post blocks.0.hook_mlp_out blocks.0.hook_resid_post
-ln_final.hook_scale ln_final.hook_normalized
-""".split()
-LLAMA_NAMES = """
-hook_embed
-blocks.0.hook_resid_pre blocks.0.ln1.hook_scale blocks.0.ln1.hook_normalized
-blocks.0.attn.hook_q blocks.0.attn.hook_k blocks.0.attn.hook_v blocks.0.attn.hook_rot_q blocks.0.attn.hook_rot_k
-blocks.0.attn.hook_attn_scores blocks.0.attn.hook_pattern blocks.0.attn.hook_z
-blocks.0.hook_attn_out blocks.0.hook_resid_mid blocks.0.ln2.hook_scale blocks.0.ln2.hook_normalized
-blocks.0.mlp.hook_pre blocks.0.mlp.hook_pre_linear blocks.0.mlp.hook_post blocks.0.hook_mlp_out
-blocks.0.hook_resid_post
-ln_final.hook_scale ln_final.hook_normalized
-""".split()
+GPT2_NAMES = [
+    "hook_embed",
+    "hook_pos_embed",
+    "blocks.0.hook_resid_pre",
+    "blocks.0.ln1.hook_scale",
+    "blocks.0.ln1.hook_normalized",
+    "blocks.0.attn.hook_q",
+    "blocks.0.attn.hook_k",
+    "blocks.0.attn.hook_v",
+    "blocks.0.attn.hook_attn_scores",
+    "blocks.0.attn.hook_pattern",
+    "blocks.0.attn.hook_z",
+    "blocks.0.hook_attn_out",
+    "blocks.0.hook_resid_mid",
+    "blocks.0.ln2.hook_scale",
+    "blocks.0.ln2.hook_normalized",
+    "blocks.0.mlp.hook_pre",
+    "blocks.0.mlp.hook_post",
+    "blocks.0.hook_mlp_out",
+    "blocks.0.hook_resid_post",
+    "ln_final.hook_scale",
+    "ln_final.hook_normalized",
+]
+LLAMA_NAMES = [
+    "hook_embed",
+    "blocks.0.hook_resid_pre",
+    "blocks.0.ln1.hook_scale",
+    "blocks.0.ln1.hook_normalized",
+    "blocks.0.attn.hook_q",
+    "blocks.0.attn.hook_k",
+    "blocks.0.attn.hook_v",
+    "blocks.0.attn.hook_rot_q",
+    "blocks.0.attn.hook_rot_k",
+    "blocks.0.attn.hook_attn_scores",
+    "blocks.0.attn.hook_pattern",
+    "blocks.0.attn.hook_z",
+    "blocks.0.hook_attn_out",
+    "blocks.0.hook_resid_mid",
+    "blocks.0.ln2.hook_scale",
+    "blocks.0.ln2.hook_normalized",
+    "blocks.0.mlp.hook_pre",
+    "blocks.0.mlp.hook_pre_linear",
+    "blocks.0.mlp.hook_post",
+    "blocks.0.hook_mlp_out",
+    "blocks.0.hook_resid_post",
+    "ln_final.hook_scale",
+    "ln_final.hook_normalized",
+]
 
 
 def ids(seed: int = 0) -> Tensor:
@@ -84,7 +113,8 @@ def test_each_tap_fires_once_in_order_with_its_shape(name: str, make_model: Make
         assert [tuple(v.shape) for v in values] == [expected_shape(tap, model)], tap
     if name in ("gpt2", "llama"):  # parallel blocks and post-norms interleave differently; there only the set counts
         assert list(seen) == names
-    assert not model.taps and torch.equal(model(ids()), before)
+    assert not model.taps
+    assert torch.equal(model(ids()), before)
 
 
 @pytest.mark.parametrize("name", ["gpt2", "neox", "llama", "gemma2"])
@@ -165,10 +195,12 @@ def test_nested_listeners_run_in_order_and_are_restored(make_model: MakeModel) -
     with listen(model, {tap: note("outer")}):
         with listen(model, {tap: lambda value, name: value * 2, "blocks.0.hook_resid_pre": note("inner")}):
             doubled = model(ids())
-        assert order == ["outer", "inner"] and not torch.allclose(doubled, before)
+        assert order == ["outer", "inner"]
+        assert not torch.allclose(doubled, before)
         model(ids())
         assert order == ["outer", "inner", "outer"]
-    assert not model.taps and torch.equal(model(ids()), before)
+    assert not model.taps
+    assert torch.equal(model(ids()), before)
 
 
 @torch.no_grad()
@@ -213,4 +245,5 @@ def test_gradients_reach_a_tap(make_model: MakeModel) -> None:
         loss = model(ids()).logsumexp(-1).sum()
     (z,) = seen["blocks.0.attn.hook_z"]
     (grad,) = torch.autograd.grad(loss, z)
-    assert grad.shape == z.shape and grad.abs().max() > 0
+    assert grad.shape == z.shape
+    assert grad.abs().max() > 0

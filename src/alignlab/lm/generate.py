@@ -49,7 +49,9 @@ def check_prompts(prompts: Sequence[Sequence[int]], n_ctx: int) -> None:
         if not prompt:
             raise SamplerError(f"prompt {index} is empty: the model needs at least one token to continue")
         if len(prompt) >= n_ctx:
-            raise SamplerError(f"prompt {index} has {len(prompt)} tokens, the model reads at most {n_ctx - 1} before answering")
+            raise SamplerError(
+                f"prompt {index} has {len(prompt)} tokens, the model reads at most {n_ctx - 1} before answering"
+            )
 
 
 def make_rows(prompts: Sequence[list[int]], sampling: SamplingParams, n_ctx: int, seeds: Sequence[int]) -> list[Row]:
@@ -63,7 +65,7 @@ def make_rows(prompts: Sequence[list[int]], sampling: SamplingParams, n_ctx: int
 
 def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
     """Length of the beginning that all prompts share, leaving each at least one token of its own."""
-    first, last = min(prompts), max(prompts)
+    first, last = min(map(list, prompts)), max(map(list, prompts))
     limit = min(map(len, prompts)) - 1
     return next((i for i in range(limit) if first[i] != last[i]), max(limit, 0))
 
