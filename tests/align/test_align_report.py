@@ -277,6 +277,14 @@ def test_unscorable_samples_are_counted_and_bounded(tmp_path: Path) -> None:
     run = make_run(tmp_path / "run", empty=0.15)
     values = logged_values(run, "base", "harmlessness")
     scored = [value for value in values if value is not None]
+    after = logged_values(run, "rl-cai", "harmlessness")
+    pairs = [(x, y) for x, y in zip(values, after, strict=True) if x is not None and y is not None]
+    gained, lost, failed, kept = (pairs.count(pair) for pair in ((0, 1), (1, 0), (0, 0), (1, 1)))
+    lacking = 24 - len(pairs)
+    assert (
+        f"Of 24 prompts: {gained} gained, {lost} lost, {failed} still failed, {kept} right as before, {lacking} without"
+        in words(build_report(run).html())
+    )
     low, high = (100 * (sum(scored) + fill * (24 - len(scored))) / 24 for fill in (0, 1))
     assert len(scored) < 24
     assert f" 24 {24 - len(scored)} {low:.1f} – {high:.1f}" in words(build_report(run).html())
@@ -353,7 +361,7 @@ def test_size_does_not_grow_with_training_or_with_long_texts(tmp_path: Path, fin
     for step in range(31, 5000):
         run.log(step, {"supervised/loss": 1.0, "ppo/kl": 1.0, "ppo/reward": 0.5})
     page = build_report(run).html()
-    assert len(page) - len(page_html) < 150_000
+    assert len(page) - len(page_html) < 60_000
     assert "198,799 more characters" in page
 
 

@@ -90,7 +90,7 @@ def outcome_cards(findings: Findings) -> list[KeyNumber]:
         rates = " → ".join(rate(findings, task, model) for model in ("base", findings.final))
         interval = found.result.difference
         span = "no score changed" if not found.changed else f"95 % [{points(interval.low)}, {points(interval.high)}]"
-        note = f"{rates}{better}; {span}; n = {interval.n}"
+        note = f"{rates}{better}; {span}; n{SPACE}={SPACE}{interval.n}"
         cards.append((name.capitalize(), f"{points(interval.estimate)}{SPACE}pts", note, found.result.verdict))
     share = findings.bits_change(findings.final)
     if share is not None:

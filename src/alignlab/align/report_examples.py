@@ -106,16 +106,23 @@ def add_changes(page: Page, findings: Findings, task: str) -> None:
     final = str(findings.final)
     before, after = by_model["base"].values, by_model[final].values
     kinds: dict[str, list[str]] = {"gained": [], "lost": [], "still failed": []}
+    kept = 0
     for name, old in before.items():
         new = after[name]
         if old is None or new is None:
             continue
         kind = "gained" if new > old else "lost" if new < old else "still failed" if new == 0 else None
-        if kind is not None:
+        if kind is None:
+            kept += 1
+        else:
             kinds[kind].append(name)
     page.heading(f"{TASKS[task].capitalize()}: {MODELS[final]} against base", level=3)
     counted = ", ".join(f"{len(names)} {kind}" for kind, names in kinds.items())
-    page.text(f"Of {len(before)} prompts: {counted}. Up to two of each are shown.")
+    lacking = len(before) - kept - sum(len(names) for names in kinds.values())
+    missing = f", {lacking} without a score" if lacking else ""
+    page.text(
+        f"Of {len(before)} prompts: {counted}, {kept} right as before{missing}. Up to two of the first three kinds:"
+    )
     examples = [answers_example(by_model, name, f"{kind}: ") for kind, names in kinds.items() for name in names[:2]]
     page.side_by_side(examples)
 
