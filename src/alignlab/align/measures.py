@@ -7,8 +7,9 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from alignlab.align.critique import as_conversations
+from alignlab.core.errors import DataError
 from alignlab.data.prompts import PromptRecord, heldout_text, load_prompts, mentions_keyword
-from alignlab.lm.local import LocalSampler
+from alignlab.lm.local import LocalSampler, score_tokens
 from alignlab.lm.types import Completion, SamplingParams
 from alignlab.tasks.refusal import Refusal, declines
 from alignlab.tasks.solvers import generate
@@ -62,17 +63,21 @@ def held_out_tasks(*, max_tokens: int = 64, limit: int = 0) -> list[Task]:
 def bits_per_byte(sampler: LocalSampler, texts: Sequence[str] | None = None, *, window: int = 512) -> float:
     """Compression of text that nobody trained on, in bits per UTF-8 byte; lower is better.
 
-    Each text is cut into windows of `window` tokens; every token but the first of a window is scored.
+    Each text is cut into windows of `window` tokens that overlap by one, so that every token but a text's first is
+    scored once; the bytes of that first one do not count. DataError when no text has two tokens.
     """
-    tokenizer = sampler.lm.tokenizer
-    contexts, continuations = [], []
+    tokenizer, rows, n_bytes = sampler.lm.tokenizer, list[list[int]](), 0
     for text in texts or heldout_text():
         tokens = tokenizer.encode(text)
-        for start in range(0, len(tokens), window):
-            piece = tokenizer.decode(tokens[start : start + window])
-            head = tokenizer.decode(tokens[start : start + 1])
-            contexts.append(head)
-            continuations.append(piece[len(head) :])
-    scored = sampler.logprobs(contexts, continuations)
-    bits = -sum(float(part.sum()) for part in scored) / math.log(2)
-    return bits / sum(len(text.encode()) for text in continuations)
+        pieces = [tokens[start : start + window] for start in range(0, len(tokens) - 1, window - 1)]
+        if pieces:
+            rows += pieces
+            n_bytes += len(text.encode()) - len(tokenizer.decode(tokens[:1]).encode())
+    if not rows:
+        raise DataError("bits per byte needs a text of at least two tokens")
+    bits = 0.0
+    for batch in sampler.batches([len(row) for row in rows]):
+        # Tokens, not texts: a window may end inside a character, and its pieces would be encoded in another way.
+        scored = score_tokens(sampler.lm, [rows[i][:1] for i in batch], [rows[i][1:] for i in batch])
+        bits -= sum(float(part.double().sum()) for part in scored) / math.log(2)
+    return bits / n_bytes
