@@ -125,7 +125,7 @@ SLOW = [pytest.param(f, t, marks=pytest.mark.slow) for f in ("neox", "linear", "
     ("family", "temperature"), [("gpt2", 0.0), ("llama", 0.0), ("gemma2", 0.0), ("llama", 0.9), ("gemma2", 0.9), *SLOW]
 )
 def test_fifty_prompts_alone_and_together(family: str, temperature: float, make_model: MakeModel) -> None:
-    """Half of the prompts are unrelated and of 1 to 40 tokens, half share 20 tokens; alone, by eights, mixed, reversed and all."""
+    """Half are unrelated and of 1 to 40 tokens, half share 20; alone, by eights, reversed all at once, mixed."""
     model = make_model(family, tie_embeddings=False)  # tied random weights repeat their input
     sampling = SamplingParams(max_tokens=8, temperature=temperature, top_p=0.95, repetition_penalty=1.1, seed=5)
     unrelated, related = prompts_of(25, longest=40), prompts_of(25, shared=20, longest=15, seed=1)

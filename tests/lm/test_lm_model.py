@@ -28,7 +28,7 @@ def ids(*shape: int, seed: int = 1, vocab: int = 300) -> Tensor:
 
 
 def naive_frequency(i: int, config: GPTConfig, local: bool) -> float:
-    """Angular frequency of pair `i`; Llama 3.1's stretching is written by wavelength, as its paper's code explains it."""
+    """Angular frequency of pair `i`; Llama 3.1's stretching is written by wavelength."""
     theta = config.rope_local_theta if local and config.rope_local_theta else config.rope_theta
     freq = theta ** (-2 * i / config.rotary_dim)
     scaling = None if local and config.rope_local_theta else config.rope_scaling

@@ -30,7 +30,9 @@ class KVCache:
     def capacity(self) -> int:
         return self.positions.shape[1]
 
-    def begin(self, tokens: Int[Tensor, "batch pos"], real: Bool[Tensor, "batch pos"] | None) -> Int[Tensor, "batch pos"]:
+    def begin(
+        self, tokens: Int[Tensor, "batch pos"], real: Bool[Tensor, "batch pos"] | None
+    ) -> Int[Tensor, "batch pos"]:
         """Claim columns for new tokens (`real` is False on padding) and return their positions, -1 on padding."""
         width = tokens.shape[1]
         if self.length + width > self.capacity:
@@ -47,7 +49,7 @@ class KVCache:
         return positions
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write a layer's new keys and values (batch, pos, head, d_head); return all so far (batch, head, pos, d_head)."""
+        """Write a layer's new keys and values (batch, pos, head, d_head); return all (batch, head, pos, d_head)."""
         start = self.length - k.shape[1]
         self.keys[layer, :, :, start : self.length] = k.transpose(1, 2)
         self.values[layer, :, :, start : self.length] = v.transpose(1, 2)

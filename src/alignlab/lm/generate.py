@@ -108,9 +108,9 @@ def decode(
 ) -> Iterator[list[Row]]:
     """Continue all prompts together; after every step yields the rows that got a token.
 
-    A row ends after a token of `end_ids`, after its budget, or when the consumer sets `row.done`. Finished rows leave the
-    batch once they are half of it. `seeds` are the rows' own (`row_seeds` of these prompts where None): whoever splits
-    prompts over several calls numbers repeats over all of them. An empty or overlong prompt is a `SamplerError`.
+    A row ends after a token of `end_ids`, after its budget, or when the consumer sets `row.done`. Finished rows leave
+    the batch once they are half of it. `seeds` are the rows' own (`row_seeds` of these prompts where None): whoever
+    splits prompts over several calls numbers repeats over all of them. An empty or overlong prompt is a `SamplerError`.
     """
     n_ctx = model.config.n_ctx
     check_prompts(prompts, n_ctx)

@@ -35,7 +35,7 @@ def frequencies(rotary_dim: int, theta: float, scaling: RopeScaling | None) -> F
 
 
 class RotaryTable:
-    """Cosines and sines by position, made on first use on each device (so models can start on `meta`) and grown as needed."""
+    """Cosines and sines by position, made on first use on each device (models can start on `meta`), grown as needed."""
 
     def __init__(self, config: GPTConfig, *, local: bool = False) -> None:
         self.rotary_dim = config.rotary_dim
