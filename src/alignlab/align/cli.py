@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alignlab.align.config import AlignConfig
-from alignlab.core.config import from_dict, parse_cli
+from alignlab.core.config import from_dict, parse_cli, require
 from alignlab.core.progress import Progress
 from alignlab.core.run_status import find_run, list_runs
 from alignlab.core.runs import Run
@@ -39,6 +39,7 @@ def align(argv: list[str]) -> int:
         run = Run.open(existing, config=config, sinks=command.sinks)
         progress.say(f"going on with {existing}")
     else:
+        check_inputs(config)
         run = Run.create(config, name="align", seed=config.seed, path=command.run, sinks=command.sinks)
     with run:
         execute(config, run, progress)
@@ -46,6 +47,24 @@ def align(argv: list[str]) -> int:
         progress.say("")
         print(summary(run, report))
     return 0
+
+
+def check_inputs(config: AlignConfig) -> None:
+    """Raise what is wrong with the files and names in `config` before there is a run directory."""
+    from alignlab.align.constitution import Constitution
+    from alignlab.core.device import pick_device
+    from alignlab.data.prompts import read_prompt_file
+    from alignlab.lm.language_model import resolve
+
+    constitution = Constitution.load(config.constitution)
+    constitution.draw(0, category="harmlessness")  # critiques need a principle of it
+    for name in ("preamble", "opposite"):
+        text = getattr(constitution, name)
+        require(bool(text), f"{name} of the constitution", text, "a text, which choosing revisions needs")
+    if config.prompts is not None:
+        read_prompt_file(config.prompts)
+    pick_device(config.device)
+    resolve(config.model)
 
 
 def execute(config: AlignConfig, run: Run, progress: Progress) -> None:

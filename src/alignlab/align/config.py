@@ -2,11 +2,26 @@
 
 from __future__ import annotations
 
+import math
+import re
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from alignlab.core.config import require
+
+
+def require_all(settings: object, where: str, *, counts: Sequence[str] = (), positive: Sequence[str] = ()) -> None:
+    """ConfigError unless the fields `counts` are at least 1 and `positive` above 0; `where` precedes their names.
+
+    Said here, at the start: the stage that uses a wrong value may come hours later.
+    """
+    for name in counts:
+        require(getattr(settings, name) >= 1, where + name, getattr(settings, name), "a whole number of at least 1")
+    for name in positive:
+        got = getattr(settings, name)
+        require(0 < got < math.inf, where + name, got, "a positive number")
 
 
 @dataclass(frozen=True)
@@ -25,6 +40,14 @@ class SupervisedSettings:
     """Tokens per packed row."""
     benign_repeats: int = 2
     """How often each benign example that looks harmful is shown per pass, against over-refusal."""
+
+    def __post_init__(self) -> None:
+        positive = ("epochs", "learning_rate")
+        require_all(self, "supervised.", counts=("rank", "batch_size"), positive=positive)
+        require(self.row_length >= 2, "supervised.row_length", self.row_length, "a whole number of at least 2")
+        require(
+            self.benign_repeats >= 0, "supervised.benign_repeats", self.benign_repeats, "0 or a positive whole number"
+        )
 
 
 @dataclass(frozen=True)
@@ -45,6 +68,12 @@ class PreferenceSettings:
     """Pairs per update."""
     heldout_fraction: float = 0.15
     """Share of the pairs kept back to measure the preference model."""
+
+    def __post_init__(self) -> None:
+        positive = ("epochs", "learning_rate", "temperature")
+        require_all(self, "preference.", counts=("pairs_per_prompt", "rank", "batch_size"), positive=positive)
+        held = self.heldout_fraction
+        require(0 < held < 1, "preference.heldout_fraction", held, "a number between 0 and 1")
 
 
 @dataclass(frozen=True)
@@ -68,6 +97,12 @@ class ReinforcementSettings:
     rank: int = 16
     """Rank of the policy's adapter."""
 
+    def __post_init__(self) -> None:
+        positive = ("learning_rate", "beta", "epochs")
+        require_all(self, "reinforcement.", counts=("steps", "batch_size", "rank"), positive=positive)
+        beta = self.kl_coefficient
+        require(0 <= beta < math.inf, "reinforcement.kl_coefficient", beta, "0 or a positive number")
+
 
 @dataclass(frozen=True)
 class AlignConfig:
@@ -84,7 +119,7 @@ class AlignConfig:
     feedback: Literal["contrast", "choice", "judge"] = "contrast"
     """How AI preferences are made; `judge` asks the critic endpoint."""
     critic_url: str | None = None
-    """An OpenAI-compatible endpoint that writes critiques and revisions and judges; none lets the model itself do it."""
+    """An OpenAI-compatible endpoint that writes critiques and revisions and judges; without, the model does it itself."""
     critic_model: str | None = None
     """The model's name at that endpoint."""
     n_prompts: int = 0
@@ -111,8 +146,9 @@ class AlignConfig:
     """Reinforcement stage."""
 
     def __post_init__(self) -> None:
-        for name in ("max_tokens", "revisions", "batch_size"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "a whole number of at least 1")
+        require_all(self, "", counts=("max_tokens", "revisions", "batch_size"))
+        plain = re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}", self.name) is not None and self.name != "latest"
+        require(plain, "name", self.name, "letters, digits, '.', '_' and '-', not 'latest'")
         for name in ("n_prompts", "n_eval"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 (all) or a positive whole number")
         require(
@@ -127,5 +163,3 @@ class AlignConfig:
             self.feedback,
             "judge only with critic_url",
         )
-        held = self.preference.heldout_fraction
-        require(0 < held < 1, "preference.heldout_fraction", held, "a number between 0 and 1")
