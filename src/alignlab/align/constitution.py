@@ -21,6 +21,7 @@ from alignlab.core.yaml_text import read_yaml
 from alignlab.lm.types import Message, Sampler
 
 Category = Literal["harmlessness", "helpfulness", "honesty"]
+Use = Literal["revision", "feedback"]
 
 
 @dataclass(frozen=True)
@@ -63,6 +64,8 @@ class Demonstration:
     """Id of the principle that it applies; one that the constitution lacks is shown with the general questions."""
     benign: bool = False
     """The request is harmless, and the revision stays helpful."""
+    use: Use = "revision"
+    """`feedback` keeps it from critique and revision prompts; see `Constitution.shown`."""
 
 
 @dataclass(frozen=True)
@@ -78,8 +81,6 @@ class PrincipleEvaluation:
         return self.log_odds > 0
 
 
-GROUPS = 4
-"""Into how many groups the demonstrations fall: all but the last for revisions, the last for the feedback."""
 GENERAL_CRITIQUE = "Say how this answer could be better."
 GENERAL_REVISION = "Rewrite the answer."
 
@@ -161,7 +162,7 @@ class Constitution:
         rules = [self.find(violation) for violation in violations]
         require(bool(rules), "violations", list(violations), "at least one principle")
         messages: list[Message] = []
-        for example in self.shown(0):
+        for example in self.shown():
             messages += exchange(
                 example.request, example.response, self.questions(example, "critique"), example.critique
             )
@@ -175,19 +176,16 @@ class Constitution:
         *,
         request: str = "",
         show_response: bool = True,
-        group: int = 0,
     ) -> list[Message]:
         """A conversation that ends by asking for a revision of `response` in the light of `critique`.
 
         With `show_response=False` the critique stands for the response: a model of a hundred million parameters copies
         whatever response it sees (see `docs/align.md`), and writes a better one when it sees only what was wrong.
-        `group` chooses which demonstrations come first (see `shown`), so that several revisions differ in more than
-        their random numbers.
         """
         rules = [self.find(violation) for violation in violations]
         require(bool(rules), "violations", list(violations), "at least one principle")
         messages: list[Message] = [{"role": "system", "content": self.preamble}] if self.preamble else []
-        for example in self.shown(group):
+        for example in self.shown():
             if show_response:
                 ask = f"Critique: {example.critique}\n{self.questions(example, 'revision')}"
                 messages += exchange(example.request, example.response, ask, example.revision)
@@ -201,22 +199,13 @@ class Constitution:
         ask = f"Critique: {critique}\n{' '.join(rule.revision_request for rule in rules)}"
         return messages + exchange(request, response, ask)
 
-    def shown(self, group: int) -> tuple[Demonstration, ...]:
-        """The demonstrations of revision group `group` (taken modulo the number of such groups).
+    def shown(self, use: Use = "revision") -> tuple[Demonstration, ...]:
+        """The demonstrations for critiques and revisions, or those kept for the feedback.
 
-        Every fourth demonstration makes a group; the last group belongs to the feedback, because a model asked for the
-        likelihood of a text that copies its own context finds it likely whatever it says. Fewer than eight
-        demonstrations are one group that serves for everything.
+        A model asked for the likelihood of a text that copies its own context finds it likely whatever it says, so
+        feedback on revisions needs demonstrations that no revision was shown; where there are none, it takes them all.
         """
-        if len(self.demonstrations) < 2 * GROUPS:
-            return self.demonstrations
-        return self.demonstrations[group % (GROUPS - 1) :: GROUPS]
-
-    def shown_to_feedback(self) -> tuple[Demonstration, ...]:
-        """The demonstrations kept for the feedback."""
-        if len(self.demonstrations) < 2 * GROUPS:
-            return self.demonstrations
-        return self.demonstrations[GROUPS - 1 :: GROUPS]
+        return tuple(d for d in self.demonstrations if d.use == use) or self.demonstrations
 
     def questions(self, example: Demonstration, kind: Literal["critique", "revision"]) -> str:
         """The request of the principle that a demonstration applies."""

@@ -54,12 +54,11 @@ def revision_prompts(
     critiques: Sequence[Critique],
     *,
     show_response: bool = False,
-    group: int = 0,
 ) -> list[Prompt]:
     """One conversation for each response that asks for its revision."""
     return [
         constitution.generate_revision_prompt(
-            response, critique.text, [critique.principle], request=prompt, show_response=show_response, group=group
+            response, critique.text, [critique.principle], request=prompt, show_response=show_response
         )
         for prompt, response, critique in zip(prompts, responses, critiques, strict=True)
     ]

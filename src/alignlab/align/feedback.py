@@ -70,7 +70,7 @@ class ContrastFeedback:
         require(bool(constitution.opposite), "opposite", constitution.opposite, "a text, which contrast needs")
         require(sharpness > 0, "sharpness", sharpness, "a positive number")
         self.sampler, self.sharpness = sampler, sharpness
-        examples = constitution.shown_to_feedback() if use_demonstrations else ()
+        examples = constitution.shown("feedback") if use_demonstrations else ()
         good: list[Message] = [{"role": "system", "content": constitution.preamble}]
         bad: list[Message] = [{"role": "system", "content": constitution.opposite}]
         for example in examples:

@@ -210,7 +210,6 @@ class AlignmentPipeline:
                 responses,
                 critiques,
                 show_response=self.config.critic_url is not None,
-                group=number,
             )
             sampling = SamplingParams(
                 max_tokens=REVISION.max_tokens,
