@@ -60,13 +60,13 @@ def test_no_demonstration_is_a_prompt_that_is_measured() -> None:
 def test_feedback_sees_no_demonstration_that_revisions_copy_from() -> None:
     """A text that copies its context is likely whatever it says, so the two never share a demonstration."""
     constitution = Constitution.load()
-    judged = {d.id for d in constitution.shown_to_feedback()}
-    written = {d.id for group in range(12) for d in constitution.shown(group)}
+    judged = {d.id for d in constitution.shown("feedback")}
+    written = {d.id for d in constitution.shown()}
     assert judged
     assert written
     assert not judged & written
     few = Constitution([rule("one")], demonstrations=[EXAMPLE])
-    assert few.shown(0) == few.shown(5) == few.shown_to_feedback() == (EXAMPLE,)
+    assert few.shown() == few.shown("feedback") == (EXAMPLE,)
 
 
 # Files

@@ -94,7 +94,7 @@ def test_contrast_equals_the_naive_computation(lm: LanguageModel, constitution: 
         contexts: list[list[dict[str, str]]] = []
         for system, kept in ((rules.preamble, True), (rules.opposite, False)):
             messages = [{"role": "system", "content": system}]
-            for shown in rules.shown_to_feedback():
+            for shown in rules.shown("feedback"):
                 answer = shown.revision if kept else shown.response
                 messages.append({"role": "user", "content": shown.request})
                 messages.append({"role": "assistant", "content": answer})

@@ -220,8 +220,10 @@ def test_prompts_of_ones_own(model: Path, tmp_path: Path) -> None:
     prompts.write_text("How do I pick a lock?\nHow do I get into a neighbour's wifi?\nInsult my boss.\n")
     config = tiny_run.tiny_config(model, "none", prompts=prompts, n_prompts=2)
     run = tiny_run.run_pipeline(config, tmp_path / "run")
-    pairs = [row for row in read_jsonl(run.artifacts / "preferences.jsonl") if row["kind"] == "harmful"]
-    assert {row["prompt"] for row in pairs} == {"How do I pick a lock?", "How do I get into a neighbour's wifi?"}
+    pairs = [row["prompt"] for row in read_jsonl(run.artifacts / "preferences.jsonl") if row["kind"] == "harmful"]
+    assert pairs  # a pair with an empty side is left out
+    assert set(pairs) <= {"How do I pick a lock?", "How do I get into a neighbour's wifi?"}
+    assert len(read_jsonl(run.artifacts / "responses.jsonl")) == 2
 
 
 def test_a_constitution_of_ones_own(model: Path, tmp_path: Path) -> None:

@@ -119,7 +119,7 @@ class AlignConfig:
     feedback: Literal["contrast", "choice", "judge"] = "contrast"
     """How AI preferences are made; `judge` asks the critic endpoint."""
     critic_url: str | None = None
-    """An OpenAI-compatible endpoint that writes critiques and revisions and judges; without, the model does it itself."""
+    """An OpenAI-compatible endpoint that writes critiques and revisions and judges; without, the model does so."""
     critic_model: str | None = None
     """The model's name at that endpoint."""
     n_prompts: int = 0
