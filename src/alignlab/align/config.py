@@ -58,7 +58,7 @@ class PreferenceSettings:
     """Pairs of sampled responses per training prompt."""
     temperature: float = 0.8
     """Sampling temperature of the responses to compare."""
-    epochs: float = 2.0
+    epochs: float = 1.0
     """Passes over the pairs."""
     learning_rate: float = 5e-4
     """Peak learning rate of the preference model's adapter and head."""
@@ -82,7 +82,7 @@ class ReinforcementSettings:
 
     method: Literal["ppo", "dpo", "none"] = "ppo"
     """`ppo` against the preference model, `dpo` on the AI preferences, or `none`."""
-    steps: int = 20
+    steps: int = 12
     """PPO: rollout batches."""
     batch_size: int = 32
     """PPO: responses per rollout batch."""
@@ -122,13 +122,13 @@ class AlignConfig:
     """An OpenAI-compatible endpoint that writes critiques and revisions and judges; without, the model does so."""
     critic_model: str | None = None
     """The model's name at that endpoint."""
-    n_prompts: int = 0
+    n_prompts: int = 120
     """Training prompts of each set to use; 0 takes all."""
-    n_eval: int = 0
+    n_eval: int = 104
     """Held-out prompts of each set to measure on; 0 takes all."""
-    max_tokens: int = 64
+    max_tokens: int = 48
     """Longest response, in tokens."""
-    revisions: int = 4
+    revisions: int = 3
     """Revisions written per response; the feedback keeps the best."""
     batch_size: int = 32
     """Prompts decoded together."""

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from alignlab.lm.cache import KVCache
 from alignlab.lm.config import GPTConfig
-from alignlab.lm.linear import project
+from alignlab.lm.linear import project, project_together
 from alignlab.lm.norm import make_norm
 from alignlab.lm.rotary import Rotation, rotate
 from alignlab.lm.taps import Taps
@@ -69,9 +69,7 @@ class MultiHeadAttention(nn.Module):
     def forward(self, x: Float[Tensor, "batch pos d_model"], context: Context) -> Float[Tensor, "batch pos d_model"]:
         batch, pos, _ = x.shape
         d_head, taps, prefix = self.config.d_head, self.taps, self.prefix
-        q = project(self.q, x).view(batch, pos, -1, d_head)
-        k = project(self.k, x).view(batch, pos, -1, d_head)
-        v = project(self.v, x).view(batch, pos, -1, d_head)
+        q, k, v = (t.view(batch, pos, -1, d_head) for t in project_together((self.q, self.k, self.v), x))
         if taps:
             q, k, v = (taps(f"{prefix}hook_{name}", t) for name, t in (("q", q), ("k", k), ("v", v)))
         if self.q_norm is not None and self.k_norm is not None:

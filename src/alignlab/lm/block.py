@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from alignlab.lm.attention import Context, MultiHeadAttention
 from alignlab.lm.config import Activation, GPTConfig
-from alignlab.lm.linear import project
+from alignlab.lm.linear import project, project_together
 from alignlab.lm.norm import make_norm
 from alignlab.lm.taps import Taps
 
@@ -34,12 +34,14 @@ class MLP(nn.Module):
 
     def forward(self, x: Float[Tensor, "batch pos d_model"]) -> Float[Tensor, "batch pos d_model"]:
         taps, prefix = self.taps, self.prefix
-        pre = project(self.up if self.gate is None else self.gate, x)
+        if self.gate is None:
+            pre, linear = project(self.up, x), None
+        else:
+            pre, linear = project_together((self.gate, self.up), x)
         if taps:
             pre = taps(f"{prefix}hook_pre", pre)
         hidden = activate(pre, self.config.activation)
-        if self.gate is not None:
-            linear = project(self.up, x)
+        if linear is not None:
             if taps:
                 linear = taps(f"{prefix}hook_pre_linear", linear)
             hidden = hidden * linear

@@ -1,13 +1,16 @@
-"""One function for every projection, which picks the operand order that the CPU's matrix kernels serve fastest."""
+"""One function for every projection: where nothing is learned, bf16 weights on the CPU are packed once and kept packed."""
 
 from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import lru_cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-FEW_ROWS = 128
-"""Up to this many rows the swapped order wins on AVX-512 and AMX machines (see bench/linear.py)."""
+ROWS_HINT = 32
+"""Number of rows that the packed layout is made for; other numbers work as well."""
 
 
 def project(layer: nn.Module, x: Tensor) -> Tensor:
@@ -15,17 +18,55 @@ def project(layer: nn.Module, x: Tensor) -> Tensor:
     return times(x, layer.weight, layer.bias) if type(layer) is nn.Linear else layer(x)
 
 
+def project_together(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
+    """`[layer(x) for layer in layers]`, as one product where all are plain and packed: each call costs a barrier."""
+    weights = [layer.weight for layer in layers if type(layer) is nn.Linear]
+    if len(weights) < len(layers) or not uses_packed(x, weights[0]):
+        return [project(layer, x) for layer in layers]
+    biases = [layer.bias for layer in layers if isinstance(layer.bias, Tensor)]
+    bias = torch.cat(biases) if len(biases) == len(layers) else None
+    together = torch.ops.mkldnn._linear_pointwise(x, packed(*weights), bias, "none", [], "")
+    return list(together.split([len(weight) for weight in weights], dim=-1))
+
+
 def times(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     """`x · weightᵀ + bias`.
 
-    Decoding multiplies a few rows of activations by a large weight. oneDNN's bf16 kernels re-pack the right-hand
-    operand on every call; in the usual order that is the weight. Computing `weight · xᵀ` makes it the small one.
+    oneDNN's bf16 kernels want the weight in blocks and re-pack a plain one on every call, which takes longer than the
+    product with a few rows. Without gradients the packed form is made on first use and kept with the weight, until the
+    weight changes; it takes as much memory as the weight.
     """
-    rows = x.numel() // x.shape[-1]
-    if x.dtype is not torch.bfloat16 or x.device.type != "cpu" or torch.is_grad_enabled() or not 0 < rows <= FEW_ROWS:
+    if not uses_packed(x, weight):
         return F.linear(x, weight, bias)
-    flat = x.reshape(rows, -1)
-    if rows == 1:
-        flat = flat.expand(2, -1)  # a single row would go to a much slower matrix-vector kernel
-    y = F.linear(weight, flat).t()[:rows]
-    return (y if bias is None else y + bias).reshape(*x.shape[:-1], -1)
+    return torch.ops.mkldnn._linear_pointwise(x, packed(weight), bias, "none", [], "")  # type: ignore[no-any-return]
+
+
+def uses_packed(x: Tensor, weight: Tensor) -> bool:
+    """Whether the packed product serves these operands: bf16 on the CPU, nothing to learn."""
+    return (
+        x.dtype is torch.bfloat16
+        and weight.dtype is torch.bfloat16
+        and not torch.is_grad_enabled()
+        and x.device.type == "cpu"
+        and x.numel() > 0
+        and can_pack()
+    )
+
+
+def packed(*weights: Tensor) -> Tensor:
+    """The blocked form of one weight, or of several below each other, made again when one has been written to since."""
+    held: tuple[list[tuple[int, int]], Tensor] | None = getattr(weights[0], "_alignlab_packed", None)
+    state = [(weight._version, weight.data_ptr()) for weight in weights]
+    if held is None or held[0] != state:
+        whole = torch.cat([weight.detach() for weight in weights])
+        held = (state, torch.ops.mkldnn._reorder_linear_weight(whole, ROWS_HINT))
+        weights[0]._alignlab_packed = held  # type: ignore[attr-defined]
+    return held[1]
+
+
+@lru_cache(maxsize=1)
+def can_pack() -> bool:
+    """Whether this build of torch and this processor have the packed bf16 product."""
+    ops = torch.ops.mkldnn
+    names = ("_linear_pointwise", "_reorder_linear_weight", "_is_mkldnn_bf16_supported")
+    return all(hasattr(ops, name) for name in names) and bool(ops._is_mkldnn_bf16_supported())
