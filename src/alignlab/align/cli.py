@@ -124,7 +124,9 @@ class ReportCommand:
 
 def report(argv: list[str]) -> int:
     """The `alignlab report` command; returns its exit code."""
-    command = parse_cli(ReportCommand, argv, prog="alignlab report")
+    # A run may be named without its flag, as in `alignlab runs show RUN`.
+    named = ["--run", *argv] if argv and not argv[0].startswith("-") else argv
+    command = parse_cli(ReportCommand, named, prog="alignlab report")
     run = Run.read(find_run(command.run))
     print(write_report(run))
     return 0

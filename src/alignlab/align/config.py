@@ -28,7 +28,7 @@ def require_all(settings: object, where: str, *, counts: Sequence[str] = (), pos
 class SupervisedSettings:
     """Supervised fine-tuning on the revisions, mixed with helpful answers."""
 
-    epochs: float = 3.0
+    epochs: float = 2.0
     """Passes over the examples."""
     learning_rate: float = 1e-3
     """Peak learning rate of the adapter."""
@@ -82,7 +82,7 @@ class ReinforcementSettings:
 
     method: Literal["ppo", "dpo", "none"] = "ppo"
     """`ppo` against the preference model, `dpo` on the AI preferences, or `none`."""
-    steps: int = 12
+    steps: int = 10
     """PPO: rollout batches."""
     batch_size: int = 32
     """PPO: responses per rollout batch."""
@@ -128,7 +128,7 @@ class AlignConfig:
     """Held-out prompts of each set to measure on; 0 takes all."""
     max_tokens: int = 48
     """Longest response, in tokens."""
-    revisions: int = 3
+    revisions: int = 2
     """Revisions written per response; the feedback keeps the best."""
     batch_size: int = 32
     """Prompts decoded together."""

@@ -150,8 +150,11 @@ class JudgeFeedback(ChoiceFeedback):
 
 
 def read_letter(text: str, *, swapped: bool) -> float | None:
-    """1 if the answer names the first response, 0 if the second, None if neither."""
-    found = re.search(r"\b([AB])\b", text)
+    """1 if the answer names the first response, 0 if the second, None if neither.
+
+    An "A" before a lower-case word is taken for the article, not for the letter.
+    """
+    found = re.search(r"\b(B|A(?!\s+[a-z]))\b", text)
     return None if found is None else float((found.group(1) == "A") != swapped)
 
 

@@ -35,8 +35,8 @@ from alignlab.align.preferences import judge_pairs, sample_pairs
 from alignlab.align.resumable import generate_logged
 from alignlab.align.texts import best_candidates
 from alignlab.core.device import pick_device
-from alignlab.core.errors import DataError
-from alignlab.core.files import append_jsonl, read_jsonl
+from alignlab.core.errors import ConfigError, DataError
+from alignlab.core.files import append_jsonl, read_jsonl, sha256_file
 from alignlab.core.progress import Progress
 from alignlab.core.rng import derive_seed
 from alignlab.core.runs import Run
@@ -73,11 +73,17 @@ class AlignmentPipeline:
     def __post_init__(self) -> None:
         self.constitution = Constitution.load(self.config.constitution)
         self.prompts = {name: self.training_prompts(name) for name in ("harmful", "benign", "helpful")}
-        self.base = load(self.config.model, dtype=self.dtype(), device=self.config.device)
+        setup = self.run.stage("setup", lambda: {"dtype": resolve_dtype(self.config), "files": self.digests()})
+        changed = [name for name, digest in self.digests().items() if setup["files"].get(name) != digest]
+        if changed:
+            raise ConfigError(f"{changed[0]} has changed since this run was started, start a new one with --fresh")
+        # The precision that the run was started with, also when it goes on elsewhere.
+        self.base = load(self.config.model, dtype=setup["dtype"], device=self.config.device)
 
-    def dtype(self) -> str:
-        """The precision that this run was started with, also when it goes on elsewhere."""
-        return str(self.run.stage("setup", lambda: {"dtype": resolve_dtype(self.config)})["dtype"])
+    def digests(self) -> dict[str, str]:
+        """SHA-256 of the user's own files, which a run must find again as they were."""
+        named = (self.config.constitution, self.config.prompts)
+        return {str(path): sha256_file(path) for path in named if path is not None}
 
     def training_prompts(self, name: str) -> list[PromptRecord]:
         """The training prompts of a set, or the user's own red-team prompts."""

@@ -78,21 +78,33 @@ class MultiHeadAttention(nn.Module):
             q, k = rotate(q, context.rotation), rotate(k, context.rotation)
             if taps:
                 q, k = taps(f"{prefix}hook_rot_q", q), taps(f"{prefix}hook_rot_k", k)
+        shared = None
         if context.cache is not None:
             k, v = context.cache.append(self.layer, k, v)
+            shared = context.cache.prefix(self.layer)
         else:
             k, v = k.transpose(1, 2), v.transpose(1, 2)
-        z = self.attend(q.transpose(1, 2), k, v, context.mask)  # (batch, pos, head, d_head)
+        z = self.attend(q.transpose(1, 2), k, v, context.mask, shared)  # (batch, pos, head, d_head)
         if taps:
             z = taps(f"{prefix}hook_z", z)
         return project(self.o, z.reshape(batch, pos, -1))
 
-    def attend(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Float[Tensor, "batch pos head d_head"]:
-        """Heads first: q (batch, n_heads, query, d_head), k and v (batch, n_kv_heads, key, d_head)."""
+    def attend(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, shared: tuple[Tensor, Tensor] | None = None
+    ) -> Float[Tensor, "batch pos head d_head"]:
+        """Heads first: q (batch, n_heads, query, d_head), k and v (batch, n_kv_heads, key, d_head).
+
+        `shared` are keys and values (n_kv_heads, key, d_head) that stand before those of every row.
+        """
         watched = self.taps and (
             f"{self.prefix}hook_attn_scores" in self.taps or f"{self.prefix}hook_pattern" in self.taps
         )
-        if watched or self.config.attn_softcap is not None:
+        explicit = watched or self.config.attn_softcap is not None
+        if shared is not None:
+            if not explicit and not self.config.is_windowed(self.layer):
+                return self.attend_with_prefix(q, k, v, mask, shared)
+            k, v = (torch.cat([a.expand(len(b), -1, -1, -1), b], 2) for a, b in zip(shared, (k, v), strict=True))
+        if explicit:
             return self.attend_explicitly(q, k, v, mask).transpose(1, 2)
         batch, n_heads, n_query, d_head = q.shape
         groups = n_heads // k.shape[1]
@@ -107,6 +119,29 @@ class MultiHeadAttention(nn.Module):
             k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
         z = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=self.scale)
         return z.transpose(1, 2)
+
+    def attend_with_prefix(
+        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, shared: tuple[Tensor, Tensor]
+    ) -> Float[Tensor, "batch pos head d_head"]:
+        """Attention where the first keys are the same in every row, and every query sees all of them.
+
+        The queries of all rows then meet the shared keys in one product per head, which reads those keys once instead
+        of once for each row (the idea of cascade and Hydragen attention, Juravsky et al. 2024).
+        """
+        far_k, far_v = shared
+        batch, n_heads, n_query, d_head = q.shape
+        n_kv, n_far = far_k.shape[:2]
+        q = (q * self.scale).reshape(batch, n_kv, -1, d_head)  # the heads of a group, then the queries
+        flat = q.transpose(0, 1).reshape(n_kv, -1, d_head)
+        far = (flat @ far_k.transpose(1, 2)).view(n_kv, batch, -1, n_far).transpose(0, 1)
+        near = q @ k.transpose(-1, -2)
+        if mask is not None:
+            by_head = near.view(batch, n_heads, n_query, -1)
+            near = by_head.masked_fill(~mask[..., n_far:], float("-inf")).view_as(near)
+        pattern = torch.cat([far, near], -1).softmax(-1, dtype=torch.float32).to(v.dtype)
+        from_far = pattern[..., :n_far].transpose(0, 1).reshape(n_kv, -1, n_far) @ far_v
+        z = from_far.view(n_kv, batch, -1, d_head).transpose(0, 1) + pattern[..., n_far:] @ v
+        return z.reshape(batch, n_heads, n_query, d_head).transpose(1, 2)
 
     def attend_explicitly(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """The definition, written out, in (batch, head, pos, d_head)."""

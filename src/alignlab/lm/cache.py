@@ -14,7 +14,8 @@ class KVCache:
     """Keys and values of everything a batch has read so far.
 
     Column c of row b holds a token at position `positions[b, c]`, or padding where that is -1; padding may stand
-    anywhere, so rows of different length share a batch and a shared prefix can come before the padding.
+    anywhere, so rows of different length share a batch. The first `shared` columns may be common to all rows: they are
+    then held once, as `prefix` (see `spread`).
     """
 
     def __init__(self, config: GPTConfig, batch: int, capacity: int, *, device: torch.device, dtype: torch.dtype):
@@ -25,6 +26,9 @@ class KVCache:
         self.next_position = torch.zeros(batch, dtype=torch.long, device=device)
         self.length = 0
         self.padded = False
+        self.shared = 0
+        self.prefix_keys: Tensor | None = None
+        self.prefix_values: Tensor | None = None
 
     @property
     def capacity(self) -> int:
@@ -49,13 +53,31 @@ class KVCache:
         return positions
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write a layer's new keys and values (batch, pos, head, d_head); return all (batch, head, pos, d_head)."""
-        start = self.length - k.shape[1]
-        self.keys[layer, :, :, start : self.length] = k.transpose(1, 2)
-        self.values[layer, :, :, start : self.length] = v.transpose(1, 2)
-        return self.keys[layer, :, :, : self.length], self.values[layer, :, :, : self.length]
+        """Write a layer's new keys and values (batch, pos, head, d_head); return all that are not shared, heads first."""
+        end = self.length - self.shared
+        start = end - k.shape[1]
+        self.keys[layer, :, :, start:end] = k.transpose(1, 2)
+        self.values[layer, :, :, start:end] = v.transpose(1, 2)
+        return self.keys[layer, :, :, :end], self.values[layer, :, :, :end]
+
+    def prefix(self, layer: int) -> tuple[Tensor, Tensor] | None:
+        """Keys and values (head, pos, d_head) that all rows share, or None."""
+        if self.prefix_keys is None or self.prefix_values is None:
+            return None
+        return self.prefix_keys[layer], self.prefix_values[layer]
+
+    def spread(self, batch: int) -> None:
+        """Let `batch` rows go on from what the single row has read, which is held once for all of them."""
+        self.shared = self.length
+        self.prefix_keys = self.keys[:, 0, :, : self.shared].contiguous()
+        self.prefix_values = self.values[:, 0, :, : self.shared].contiguous()
+        layers, _, heads, capacity, d_head = self.keys.shape
+        self.keys = self.keys.new_empty((layers, batch, heads, capacity - self.shared, d_head))
+        self.values = torch.empty_like(self.keys)
+        self.positions = self.positions.repeat(batch, 1)
+        self.next_position = self.next_position.repeat(batch)
 
     def select(self, rows: Int[Tensor, " kept"]) -> None:
-        """Keep only `rows`, in that order; a row may be named twice (a shared prefix is spread this way)."""
+        """Keep only `rows`, in that order."""
         self.keys, self.values = self.keys[:, rows], self.values[:, rows]
         self.positions, self.next_position = self.positions[rows], self.next_position[rows]

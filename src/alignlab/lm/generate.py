@@ -85,7 +85,7 @@ def read_prompts(model: GPTModel, prompts: Sequence[Sequence[int]], room: int) -
     )
     if shared:
         model.hidden_states(torch.tensor([prompts[0][:shared]], device=weight.device), cache=cache)
-        cache.select(torch.zeros(len(prompts), dtype=torch.long, device=weight.device))
+        cache.spread(len(prompts))
     tokens = torch.zeros(len(prompts), width, dtype=torch.long)
     real = torch.zeros(len(prompts), width, dtype=torch.long)
     for i, prompt in enumerate(prompts):

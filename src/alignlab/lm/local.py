@@ -154,5 +154,5 @@ def hidden_after_prefix(model: GPTModel, rows: Sequence[list[int]], shared: int)
         return model.hidden_states(tokens)  # padding on the right is behind every causal mask
     cache = KVCache(model.config, 1, shared + width, device=weight.device, dtype=weight.dtype)
     model.hidden_states(torch.tensor([rows[0][:shared]], device=weight.device), cache=cache)
-    cache.select(torch.zeros(len(rows), dtype=torch.long, device=weight.device))
+    cache.spread(len(rows))
     return model.hidden_states(tokens, cache=cache, segments=real.to(weight.device))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from alignlab.core.errors import ConfigError, ModelError
 from alignlab.lm.architectures import Binding, FileFormat, bindings, family_of
@@ -30,8 +31,23 @@ class TensorSource(Protocol):
 
 def empty_model(config: GPTConfig) -> GPTModel:
     """The model with parameters that have shapes and no memory."""
-    with torch.device("meta"):
+    # Drawing initial values costs nothing there, but its first call imports torch's compiler: seconds, for nothing.
+    with torch.device("meta"), _no_initial_values():
         return GPTModel(config)
+
+
+@contextmanager
+def _no_initial_values() -> Iterator[None]:
+    """Layers made inside keep whatever their memory holds."""
+    kinds = (nn.Linear, nn.Embedding)
+    originals = [kind.reset_parameters for kind in kinds]
+    for kind in kinds:
+        kind.reset_parameters = lambda self: None  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        for kind, original in zip(kinds, originals, strict=True):
+            kind.reset_parameters = original  # type: ignore[method-assign]
 
 
 def load_weights(
