@@ -53,7 +53,7 @@ class KVCache:
         return positions
 
     def append(self, layer: int, k: Tensor, v: Tensor) -> tuple[Tensor, Tensor]:
-        """Write a layer's new keys and values (batch, pos, head, d_head); return all that are not shared, heads first."""
+        """Write a layer's new keys and values (batch, pos, head, d_head); return all not shared, heads first."""
         end = self.length - self.shared
         start = end - k.shape[1]
         self.keys[layer, :, :, start:end] = k.transpose(1, 2)

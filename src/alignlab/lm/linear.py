@@ -1,4 +1,4 @@
-"""One function for every projection: where nothing is learned, bf16 weights on the CPU are packed once and kept packed."""
+"""Every projection goes through here: without gradients, bf16 weights on the CPU are packed once and kept packed."""
 
 from __future__ import annotations
 

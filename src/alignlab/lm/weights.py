@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
@@ -39,15 +39,15 @@ def empty_model(config: GPTConfig) -> GPTModel:
 @contextmanager
 def _no_initial_values() -> Iterator[None]:
     """Layers made inside keep whatever their memory holds."""
-    kinds = (nn.Linear, nn.Embedding)
+    kinds: tuple[Any, ...] = (nn.Linear, nn.Embedding)
     originals = [kind.reset_parameters for kind in kinds]
     for kind in kinds:
-        kind.reset_parameters = lambda self: None  # type: ignore[method-assign]
+        kind.reset_parameters = lambda self: None
     try:
         yield
     finally:
         for kind, original in zip(kinds, originals, strict=True):
-            kind.reset_parameters = original  # type: ignore[method-assign]
+            kind.reset_parameters = original
 
 
 def load_weights(
