@@ -1,4 +1,4 @@
-"""How often the refusal rules agree with responses labelled by hand; writes the packaged quality.json with `--write`."""
+"""How often the refusal rules agree with responses labelled by hand; `--write` makes the packaged quality.json."""
 
 from __future__ import annotations
 

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from alignlab.lm.linear import FEW_ROWS, project, times
+from alignlab.lm.linear import ROWS_HINT, can_pack, packed, project, project_together, times
 from alignlab.lm.lora import LoraConfig, add_lora
 
 ROUNDING = 2.0**-8  # largest relative error of one rounding to bf16
@@ -59,9 +59,9 @@ def test_strided_operands() -> None:
 
 @torch.no_grad()
 def test_the_number_of_rows_changes_the_path_not_the_row() -> None:
-    x, weight = random(FEW_ROWS + 1, 96), random(40, 96, seed=1)
+    x, weight = random(ROWS_HINT + 1, 96), random(40, 96, seed=1)
     many = times(x, weight)
-    assert torch.allclose(many[:FEW_ROWS], times(x[:FEW_ROWS], weight), rtol=2 * ROUNDING, atol=1e-2)
+    assert torch.allclose(many[:ROWS_HINT], times(x[:ROWS_HINT], weight), rtol=2 * ROUNDING, atol=1e-2)
     assert torch.allclose(many[:1], times(x[:1], weight), rtol=2 * ROUNDING, atol=1e-2)
 
 
@@ -88,3 +88,28 @@ def test_adapters_are_not_bypassed() -> None:
             parameter.add_(0.5)
     assert torch.equal(project(holder[0], x), holder[0](x))
     assert not torch.allclose(project(holder[0], x), plain)
+
+
+@torch.no_grad()
+def test_projections_made_together_are_those_made_apart() -> None:
+    layers = [nn.Linear(96, width, bias=biased).bfloat16() for width, biased in ((40, True), (8, True), (16, True))]
+    x = random(2, 3, 96)
+    for got, layer in zip(project_together(layers, x), layers, strict=True):
+        assert got.shape == (2, 3, layer.out_features)
+        assert excess(x, layer.weight, layer.bias, got) <= 0
+    mixed = [nn.Linear(96, 8).bfloat16(), nn.Sequential(nn.Linear(96, 8).bfloat16())]
+    for got, module in zip(project_together(mixed, x), mixed, strict=True):
+        assert torch.allclose(got, module(x), rtol=2 * ROUNDING, atol=1e-2)
+
+
+@pytest.mark.skipif(not can_pack(), reason="this processor has no packed bf16 product")
+@torch.no_grad()
+def test_the_packed_weight_follows_the_weight() -> None:
+    """Written in place or given other storage, the next product uses the new numbers; unchanged, it stays packed."""
+    weight, x = nn.Parameter(random(40, 96, seed=1)), random(3, 96)
+    times(x, weight)
+    assert packed(weight) is packed(weight)
+    weight.mul_(-2)
+    assert excess(x, weight, None, times(x, weight)) <= 0
+    weight.data = random(40, 96, seed=5)
+    assert excess(x, weight, None, times(x, weight)) <= 0

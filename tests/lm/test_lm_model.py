@@ -229,13 +229,19 @@ def test_padding_in_the_cache_changes_nothing(name: str, side: str, make_model: 
         assert (steps[i] - alone[n:]).abs().max() < 2e-5
 
 
+@pytest.mark.parametrize("held_once", [True, False])
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
-def test_a_shared_prefix_is_spread_and_rows_are_selected(name: str, make_model: MakeModel) -> None:
+def test_a_shared_prefix_is_spread_and_rows_are_selected(name: str, held_once: bool, make_model: MakeModel) -> None:
+    """Whether the prefix is held once for all rows or copied into each, every row reads it in full."""
     model, prefix, own = make_model(name), ids(1, 9), ids(3, 6, seed=2)
     cache = new_cache(model, 1, 16)
     model(prefix, cache=cache)
-    cache.select(torch.tensor([0, 0, 0]))
+    if held_once:
+        cache.spread(3)
+        assert cache.keys.shape[3] == 16 - 9
+    else:
+        cache.select(torch.tensor([0, 0, 0]))
     first = model(own[:, :4], cache=cache)
     cache.select(torch.tensor([2, 0]))
     second = model(own[[2, 0], 4:], cache=cache)
