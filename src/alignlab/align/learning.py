@@ -33,6 +33,11 @@ def adapter(rank: int, seed: int) -> LoraConfig:
     return LoraConfig(rank=rank, alpha=2.0 * rank, targets=(ALL_LINEAR,), seed=seed)
 
 
+def training(seed: int, learning_rate: float, name: str) -> TrainConfig:
+    """What all stages share: a short warm-up, cosine decay, a checkpoint every ten updates."""
+    return TrainConfig(learning_rate=learning_rate, warmup_steps=3, checkpoint_every=10, seed=derive_seed(seed, name))
+
+
 def train_supervised(pipeline: AlignmentPipeline) -> dict[str, Any]:
     """SL-CAI: learn the kept revisions, mixed with reference answers to benign and helpful prompts."""
     config, settings = pipeline.config, pipeline.config.supervised
@@ -46,12 +51,7 @@ def train_supervised(pipeline: AlignmentPipeline) -> dict[str, Any]:
             row_length=settings.row_length,
             batch_size=settings.batch_size,
             lora=adapter(settings.rank, derive_seed(config.seed, "sl-adapter")),
-            train=TrainConfig(
-                learning_rate=settings.learning_rate,
-                warmup_steps=3,
-                checkpoint_every=10,
-                seed=derive_seed(config.seed, "supervised"),
-            ),
+            train=training(config.seed, settings.learning_rate, "supervised"),
         ),
         run=pipeline.run,
         name="supervised",
@@ -98,12 +98,7 @@ def train_preferences(pipeline: AlignmentPipeline) -> dict[str, Any]:
         PreferenceConfig(
             epochs=settings.epochs,
             batch_size=settings.batch_size,
-            train=TrainConfig(
-                learning_rate=settings.learning_rate,
-                warmup_steps=3,
-                checkpoint_every=10,
-                seed=derive_seed(config.seed, "preference-model"),
-            ),
+            train=training(config.seed, settings.learning_rate, "preference-model"),
         ),
         run=pipeline.run,
         name="preference_model",
@@ -168,12 +163,7 @@ def reinforce_by_dpo(pipeline: AlignmentPipeline, lm: LanguageModel, pairs: list
             beta=settings.beta,
             epochs=settings.epochs,
             lora=adapter(settings.rank, derive_seed(config.seed, "rl-adapter")),
-            train=TrainConfig(
-                learning_rate=settings.learning_rate,
-                warmup_steps=3,
-                checkpoint_every=10,
-                seed=derive_seed(config.seed, "dpo"),
-            ),
+            train=training(config.seed, settings.learning_rate, "dpo"),
         ),
         run=pipeline.run,
         name="dpo",
