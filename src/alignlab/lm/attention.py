@@ -111,7 +111,7 @@ class MultiHeadAttention(nn.Module):
         if n_query == 1:
             # One query sees every unmasked key, so the heads of a group can stand in for the query dimension:
             # keys and values are then read once per group instead of being repeated for each head.
-            # (The fused kernel wants each head's numbers side by side, which `times` does not promise.)
+            # (The fused kernel wants each head's numbers side by side, which a split projection does not promise.)
             q = q.reshape(batch, -1, groups, d_head).contiguous()
             z = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)
             return z.reshape(batch, 1, n_heads, d_head)
