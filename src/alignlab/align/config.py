@@ -86,8 +86,10 @@ class ReinforcementSettings:
     """PPO: rollout batches."""
     batch_size: int = 32
     """PPO: responses per rollout batch."""
-    learning_rate: float = 2e-4
+    learning_rate: float = 3e-4
     """Peak learning rate of the policy's adapter."""
+    passes: int = 1
+    """PPO: passes over each rollout batch."""
     kl_coefficient: float = 0.05
     """PPO: reward lost per nat of KL to the supervised model."""
     beta: float = 0.1
@@ -99,7 +101,7 @@ class ReinforcementSettings:
 
     def __post_init__(self) -> None:
         positive = ("learning_rate", "beta", "epochs")
-        require_all(self, "reinforcement.", counts=("steps", "batch_size", "rank"), positive=positive)
+        require_all(self, "reinforcement.", counts=("steps", "batch_size", "rank", "passes"), positive=positive)
         beta = self.kl_coefficient
         require(0 <= beta < math.inf, "reinforcement.kl_coefficient", beta, "0 or a positive number")
 

@@ -5,7 +5,8 @@ pairs → AI preferences → preference model → RL → RL-CAI measured → exp
 again after a crash, the run goes on at the first unfinished stage and ends with the same numbers.
 
 What differs from Bai et al. 2022: one critique and revision per response instead of up to four, several revisions of
-which the feedback keeps the best, and helpfulness labels that are reference answers instead of human comparisons.
+which the feedback keeps the best, preferences also between the supervised model and the first one, and helpfulness
+labels that are reference answers instead of human comparisons.
 """
 
 from __future__ import annotations

@@ -69,10 +69,16 @@ def judge_pairs(pipeline: AlignmentPipeline) -> dict[str, Any]:
 
 
 def harmful_comparisons(pipeline: AlignmentPipeline) -> list[Comparison]:
-    """Pairs of samples of each red-team prompt, where both say something and they differ."""
+    """Pairs for each red-team prompt, where both say something and they differ.
+
+    Two samples of the supervised model, and one of them against what the model answered at first: after supervised
+    learning a small model declines nearly everything, and its own samples alone say little about what to decline.
+    """
+    n = pipeline.config.preference.pairs_per_prompt
+    names = [(f"pairs-harmful-{2 * pair}", f"pairs-harmful-{2 * pair + 1}") for pair in range(n)]
     found = []
-    for pair in range(pipeline.config.preference.pairs_per_prompt):
-        sides = (read_texts(pipeline, f"pairs-harmful-{2 * pair + side}") for side in (0, 1))
+    for first_name, second_name in [*names, ("pairs-harmful-0", "responses")]:
+        sides = read_texts(pipeline, first_name), read_texts(pipeline, second_name)
         for record, first, second in zip(pipeline.prompts["harmful"], *sides, strict=True):
             if first and second and first != second:
                 found.append(Comparison(record.prompt, first, second))

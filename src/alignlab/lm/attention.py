@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
+from alignlab.lm.attention_gradient import attend_for_training, trains_faster
 from alignlab.lm.cache import KVCache
 from alignlab.lm.config import GPTConfig
 from alignlab.lm.linear import project, project_together
@@ -48,6 +49,27 @@ def causal_mask(
     if same_document is not None:
         mask &= same_document
     return (mask | (q < 0)).unsqueeze(1)
+
+
+def attend_with_total(
+    q: Float[Tensor, "batch head query d_head"],
+    k: Float[Tensor, "batch head key d_head"],
+    v: Float[Tensor, "batch head key d_head"],
+    mask: Bool[Tensor, "batch 1 query key"] | None,
+    scale: float,
+) -> tuple[Float[Tensor, "batch head query d_head"], Float[Tensor, "batch head query"]]:
+    """Attention of every query to every unmasked key, and the log of its softmax's denominator.
+
+    Two such results over different keys make the one over all of them: each counts by its share of the denominators.
+    """
+    bias = None if mask is None else torch.zeros_like(mask, dtype=q.dtype).masked_fill_(~mask, float("-inf"))
+    if q.device.type == "cpu":
+        return torch.ops.aten._scaled_dot_product_flash_attention_for_cpu(  # type: ignore[no-any-return]
+            q, k, v, 0.0, False, attn_mask=bias, scale=scale
+        )
+    scores = (q @ k.transpose(-1, -2)).float() * scale
+    scores = scores if bias is None else scores + bias
+    return scores.softmax(-1).to(v.dtype) @ v, scores.logsumexp(-1)
 
 
 class MultiHeadAttention(nn.Module):
@@ -115,6 +137,8 @@ class MultiHeadAttention(nn.Module):
             q = q.reshape(batch, -1, groups, d_head).contiguous()
             z = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)
             return z.reshape(batch, 1, n_heads, d_head)
+        if q.requires_grad and n_query == k.shape[2] and trains_faster(q):
+            return attend_for_training(q, k, v, mask, self.scale).transpose(1, 2)
         if groups > 1:
             k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
         z = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=self.scale)
@@ -131,17 +155,19 @@ class MultiHeadAttention(nn.Module):
         far_k, far_v = shared
         batch, n_heads, n_query, d_head = q.shape
         n_kv, n_far = far_k.shape[:2]
-        q = (q * self.scale).reshape(batch, n_kv, -1, d_head)  # the heads of a group, then the queries
-        flat = q.transpose(0, 1).reshape(n_kv, -1, d_head)
-        far = (flat @ far_k.transpose(1, 2)).view(n_kv, batch, -1, n_far).transpose(0, 1)
-        near = q @ k.transpose(-1, -2)
-        if mask is not None:
-            by_head = near.view(batch, n_heads, n_query, -1)
-            near = by_head.masked_fill(~mask[..., n_far:], float("-inf")).view_as(near)
-        pattern = torch.cat([far, near], -1).softmax(-1, dtype=torch.float32).to(v.dtype)
-        from_far = pattern[..., :n_far].transpose(0, 1).reshape(n_kv, -1, n_far) @ far_v
-        z = from_far.view(n_kv, batch, -1, d_head).transpose(0, 1) + pattern[..., n_far:] @ v
-        return z.reshape(batch, n_heads, n_query, d_head).transpose(1, 2)
+        groups = n_heads // n_kv
+        together = q.reshape(batch, n_kv, -1, d_head).transpose(0, 1).reshape(1, n_kv, -1, d_head)
+        far, far_total = attend_with_total(together, far_k[None], far_v[None], None, self.scale)
+        far = far.view(n_kv, batch, -1, d_head).transpose(0, 1).reshape(q.shape)
+        far_total = far_total.view(n_kv, batch, -1).transpose(0, 1).reshape(q.shape[:3])
+        if n_query == 1:  # as in `attend`
+            q = q.reshape(batch, n_kv, groups, d_head).contiguous()
+        else:
+            k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
+        near, near_total = attend_with_total(q, k, v, None if mask is None else mask[..., n_far:], self.scale)
+        share = torch.sigmoid(far_total - near_total.reshape(far_total.shape)).unsqueeze(-1)
+        near = near.reshape(far.shape)
+        return (near + share * (far - near)).to(far.dtype).transpose(1, 2)
 
     def attend_explicitly(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
         """The definition, written out, in (batch, head, pos, d_head)."""

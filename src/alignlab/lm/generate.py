@@ -18,6 +18,7 @@ from alignlab.lm.types import SamplingParams
 
 SHARED_PREFIX = 16
 """A common beginning of at least this many tokens is read once for the whole batch."""
+CACHED_ROWS = 8
 
 
 @dataclass
@@ -97,6 +98,23 @@ def read_prompts(model: GPTModel, prompts: Sequence[Sequence[int]], room: int) -
     return cache, hidden[:, -1]
 
 
+def choose_tokens(
+    logits: Tensor, sampling: SamplingParams, uniform: Tensor, seen: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Each row's next token and its log-probability under the unfiltered logits.
+
+    On the CPU a few rows at a time, so that what one step leaves is still in the processor's cache for the next.
+    """
+    step = CACHED_ROWS if logits.device.type == "cpu" else len(logits)
+    chosen, gained = [], []
+    for start in range(0, len(logits), step):
+        rows = slice(start, start + step)
+        wide = logits[rows].float()
+        chosen.append(choose(wide, sampling, uniform[rows], None if seen is None else seen[rows]))
+        gained.append(wide.gather(1, chosen[-1][:, None]).squeeze(1) - wide.logsumexp(-1))
+    return torch.cat(chosen), torch.cat(gained)
+
+
 @torch.no_grad()
 def decode(
     model: GPTModel,
@@ -127,9 +145,7 @@ def decode(
         for i, row in enumerate(rows):
             seen[i, torch.tensor(row.prompt, device=device)] = 1
     for step in range(sampling.max_tokens):
-        logits = model.unembed(last).float()
-        chosen = choose(logits, sampling, uniforms[:, step], seen)
-        gained = logits.gather(1, chosen[:, None]).squeeze(1) - logits.logsumexp(-1)
+        chosen, gained = choose_tokens(model.unembed(last), sampling, uniforms[:, step], seen)
         if seen is not None:
             seen.scatter_(1, chosen[:, None], 1)
         moved = []

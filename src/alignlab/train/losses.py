@@ -6,6 +6,7 @@ Both losses walk over the positions a chunk at a time, so that the largest tempo
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -16,6 +17,7 @@ from torch.autograd.function import once_differentiable
 from alignlab.core.errors import TrainingError
 
 DEFAULT_CHUNK = 256
+CACHED_ROWS = 16
 
 
 def chunked_cross_entropy(
@@ -129,9 +131,15 @@ def _accumulator(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-def _logits(hidden: Tensor, weight: Tensor, softcap: float | None) -> Tensor:
-    """Logits of one chunk in the accumulation type, (chunk, v); a fresh tensor that the caller may overwrite."""
-    logits = (hidden @ weight.T).to(_accumulator(hidden.dtype))
+def _blocks(raw: Tensor) -> Iterator[slice]:
+    """Rows to work through at a time: what comes between two matrix products should stay in a processor's cache."""
+    step = CACHED_ROWS if raw.device.type == "cpu" else len(raw)
+    return (slice(start, start + step) for start in range(0, len(raw), step))
+
+
+def _wide(raw: Tensor, softcap: float | None) -> Tensor:
+    """Logits in the accumulation type, (rows, v); the caller may overwrite them and with them `raw`."""
+    logits = raw.to(_accumulator(raw.dtype))
     if softcap is not None:
         logits.div_(softcap).tanh_().mul_(softcap)
     return logits
@@ -156,9 +164,11 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         log_totals = torch.empty_like(losses)
         for start in range(0, n, chunk):
             rows = slice(start, start + chunk)
-            logits = _logits(hidden[rows], weight, softcap)
-            log_totals[rows] = torch.logsumexp(logits, dim=1)
-            losses[rows] = log_totals[rows] - logits.gather(1, targets[rows, None]).squeeze(1)
+            raw, totals = hidden[rows] @ weight.T, log_totals[rows]
+            for block in _blocks(raw):
+                logits = _wide(raw[block], softcap)
+                totals[block] = torch.logsumexp(logits, dim=1)
+                losses[rows][block] = totals[block] - logits.gather(1, targets[rows][block, None]).squeeze(1)
         ctx.save_for_backward(hidden, weight, targets, log_totals)
         ctx.chunk, ctx.softcap = chunk, softcap
         return losses
@@ -172,13 +182,15 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=log_totals.dtype) if need_weight else None
         for start in range(0, hidden.shape[0], ctx.chunk):
             rows = slice(start, start + ctx.chunk)
-            logits = _logits(hidden[rows], weight, ctx.softcap)
-            grad = _grad_logits(logits, log_totals[rows], targets[rows], grad_losses[rows], ctx.softcap)
-            grad = grad.to(hidden.dtype)
+            raw = hidden[rows] @ weight.T
+            totals, wanted, scale = log_totals[rows], targets[rows], grad_losses[rows]
+            for block in _blocks(raw):
+                logits = _wide(raw[block], ctx.softcap)
+                raw[block] = _grad_logits(logits, totals[block], wanted[block], scale[block], ctx.softcap)
             if grad_hidden is not None:
-                torch.mm(grad, weight, out=grad_hidden[rows])
+                torch.mm(raw, weight, out=grad_hidden[rows])
             if grad_weight is not None:
-                _add_product(grad_weight, grad, hidden[rows])
+                _add_product(grad_weight, raw, hidden[rows])
         return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None
 
 
@@ -204,16 +216,17 @@ class _FusedLoss(torch.autograd.Function):
         for start in range(0, kept.numel(), chunk):
             rows, part = kept[start : start + chunk], scale[start : start + chunk]
             x, target = hidden[rows], targets[rows]
-            logits = _logits(x, weight, softcap)
-            log_total = torch.logsumexp(logits, dim=1)
-            loss += torch.dot(part, log_total - logits.gather(1, target[:, None]).squeeze(1))
-            if not (want_hidden or want_weight):
-                continue
-            grad = _grad_logits(logits, log_total, target, part, softcap).to(x.dtype)
+            raw = x @ weight.T
+            for block in _blocks(raw):
+                logits = _wide(raw[block], softcap)
+                log_total = torch.logsumexp(logits, dim=1)
+                loss += torch.dot(part[block], log_total - logits.gather(1, target[block, None]).squeeze(1))
+                if want_hidden or want_weight:
+                    raw[block] = _grad_logits(logits, log_total, target[block], part[block], softcap)
             if grad_hidden is not None:
-                grad_hidden[rows] = grad @ weight
+                grad_hidden[rows] = raw @ weight
             if grad_weight is not None:
-                _add_product(grad_weight, grad, x)
+                _add_product(grad_weight, raw, x)
         if grad_weight is not None:
             grad_weight = grad_weight.to(weight.dtype)
         ctx.save_for_backward(grad_hidden, grad_weight)
