@@ -16,6 +16,7 @@ from torch import Tensor
 
 from alignlab.core.errors import ModelError
 from alignlab.lm.config import GPTConfig
+from alignlab.lm.hf_equivalent import nearest_family
 
 FileFormat = Literal["hf", "gguf"]
 Shape = tuple[int, ...]
@@ -254,10 +255,11 @@ FAMILIES: dict[str, Family] = {
 
 
 def family_of(config: GPTConfig) -> Family:
-    """The family named by `config.architecture`."""
-    if config.architecture not in FAMILIES:
-        raise ModelError(f"unknown architecture {config.architecture!r}, known: {', '.join(FAMILIES)}")
-    return FAMILIES[config.architecture]
+    """The family named by `config.architecture`, or the nearest one where that is auto."""
+    name = nearest_family(config) if config.architecture == "auto" else config.architecture
+    if name not in FAMILIES:
+        raise ModelError(f"unknown architecture {name!r}, known: auto, {', '.join(FAMILIES)}")
+    return FAMILIES[name]
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
-"""Multi-head attention (Vaswani et al. 2017) with grouped queries, rotary positions, windows and soft caps.
+"""Multi-head attention (Vaswani et al. 2017) with grouped queries, rotary positions or ALiBi, windows and soft caps.
 
-Two paths give the same numbers: `attend_explicitly` is the one to read, and the one that taps on scores or pattern and
-soft caps use; otherwise `torch.nn.functional.scaled_dot_product_attention` does the same work fused.
+Three paths give the same numbers: `attend_explicitly` is the one to read, and the one that taps on scores or pattern
+use; `torch.nn.functional.scaled_dot_product_attention` does the same work fused where it can express it (not soft
+caps); FlexAttention (`alignlab.lm.flex`) does on CUDA where it is asked for, or where only it can.
 """
 
 from __future__ import annotations
@@ -16,10 +17,23 @@ from torch import Tensor, nn
 from alignlab.lm.attention_gradient import attend_for_training, trains_faster
 from alignlab.lm.cache import KVCache
 from alignlab.lm.config import GPTConfig
+from alignlab.lm.flex import FlexPlan, flex_attend
 from alignlab.lm.linear import project, project_together
 from alignlab.lm.norm import make_norm
 from alignlab.lm.rotary import Rotation, rotate
 from alignlab.lm.taps import Taps
+
+
+@dataclass
+class Extra:
+    """What a pass has beyond plain attention."""
+
+    bias: Float[Tensor, "batch head query key"] | None = None
+    """ALiBi's penalties, -inf where a query may not look: nothing else is masked then."""
+    flex: FlexPlan | None = None
+    """FlexAttention does it all: there is neither mask nor bias then."""
+    dropout: float = 0.0
+    """Probability of dropping a number of the pattern, and of what attention and MLP add."""
 
 
 @dataclass
@@ -30,6 +44,8 @@ class Context:
     """True where a query may look; None means plain causal attention over the same tokens, or (one query) over all."""
     rotation: Rotation | None
     cache: KVCache | None
+    extra: Extra | None = None
+    """None where attention is plain."""
 
 
 def causal_mask(
@@ -86,7 +102,7 @@ class MultiHeadAttention(nn.Module):
         self.o = nn.Linear(d_q, config.d_model, bias=config.out_bias)
         self.q_norm = make_norm(config, self.taps, None, config.d_head) if config.qk_norm else None
         self.k_norm = make_norm(config, self.taps, None, config.d_head) if config.qk_norm else None
-        self.scale = config.d_head**-0.5 if config.attn_scale is None else config.attn_scale
+        self.scale = config.score_scale
 
     def forward(self, x: Float[Tensor, "batch pos d_model"], context: Context) -> Float[Tensor, "batch pos d_model"]:
         batch, pos, _ = x.shape
@@ -106,42 +122,57 @@ class MultiHeadAttention(nn.Module):
             shared = context.cache.prefix(self.layer)
         else:
             k, v = k.transpose(1, 2), v.transpose(1, 2)
-        z = self.attend(q.transpose(1, 2), k, v, context.mask, shared)  # (batch, pos, head, d_head)
+        z = self.attend(q.transpose(1, 2), k, v, context.mask, shared, context.extra)  # (batch, pos, head, d_head)
         if taps:
             z = taps(f"{prefix}hook_z", z)
         return project(self.o, z.reshape(batch, pos, -1))
 
     def attend(
-        self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None, shared: tuple[Tensor, Tensor] | None = None
-    ) -> Float[Tensor, "batch pos head d_head"]:
-        """Heads first: q (batch, n_heads, query, d_head), k and v (batch, n_kv_heads, key, d_head).
+        self,
+        q: Float[Tensor, "batch head query d_head"],
+        k: Float[Tensor, "batch kv_head key d_head"],
+        v: Float[Tensor, "batch kv_head key d_head"],
+        mask: Bool[Tensor, "batch 1 query all_keys"] | None,
+        shared: tuple[Tensor, Tensor] | None = None,
+        extra: Extra | None = None,
+    ) -> Float[Tensor, "batch query head d_head"]:
+        """Attention by the fastest path that can express it.
 
         `shared` are keys and values (n_kv_heads, key, d_head) that stand before those of every row.
         """
+        if extra is not None and extra.flex is not None:
+            return flex_attend(q, k, v, extra.flex, self.scale).transpose(1, 2)
         watched = self.taps and (
             f"{self.prefix}hook_attn_scores" in self.taps or f"{self.prefix}hook_pattern" in self.taps
         )
-        explicit = watched or self.config.attn_softcap is not None
+        explicit = watched or self.config.attn_softcap is not None or self.config.attention == "explicit"
         if shared is not None:
-            if not explicit and not self.config.is_windowed(self.layer):
+            if not explicit and extra is None and not self.config.is_windowed(self.layer):
                 return self.attend_with_prefix(q, k, v, mask, shared)
             k, v = (torch.cat([a.expand(len(b), -1, -1, -1), b], 2) for a, b in zip(shared, (k, v), strict=True))
         if explicit:
-            return self.attend_explicitly(q, k, v, mask).transpose(1, 2)
+            return self.attend_explicitly(q, k, v, mask, extra).transpose(1, 2)
         batch, n_heads, n_query, d_head = q.shape
         groups = n_heads // k.shape[1]
+        dropout = 0.0
+        if extra is not None:
+            mask, dropout = (mask if extra.bias is None else extra.bias), extra.dropout
         if n_query == 1:
             # One query sees every unmasked key, so the heads of a group can stand in for the query dimension:
             # keys and values are then read once per group instead of being repeated for each head.
             # (The fused kernel wants each head's numbers side by side, which a split projection does not promise.)
             q = q.reshape(batch, -1, groups, d_head).contiguous()
-            z = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, scale=self.scale)
+            if mask is not None and mask.shape[1] > 1:
+                mask = mask.reshape(len(mask), -1, groups, mask.shape[-1])
+            z = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, dropout_p=dropout, scale=self.scale)
             return z.reshape(batch, 1, n_heads, d_head)
-        if q.requires_grad and n_query == k.shape[2] and trains_faster(q):
+        if extra is None and q.requires_grad and n_query == k.shape[2] and trains_faster(q):
             return attend_for_training(q, k, v, mask, self.scale).transpose(1, 2)
         if groups > 1:
             k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
-        z = F.scaled_dot_product_attention(q, k, v, attn_mask=mask, is_causal=mask is None, scale=self.scale)
+        z = F.scaled_dot_product_attention(
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=self.scale
+        )
         return z.transpose(1, 2)
 
     def attend_with_prefix(
@@ -169,14 +200,24 @@ class MultiHeadAttention(nn.Module):
         near = near.reshape(far.shape)
         return (near + share * (far - near)).to(far.dtype).transpose(1, 2)
 
-    def attend_explicitly(self, q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> Tensor:
-        """The definition, written out, in (batch, head, pos, d_head)."""
+    def attend_explicitly(
+        self,
+        q: Float[Tensor, "batch head query d_head"],
+        k: Float[Tensor, "batch kv_head key d_head"],
+        v: Float[Tensor, "batch kv_head key d_head"],
+        mask: Bool[Tensor, "batch 1 query key"] | None,
+        extra: Extra | None = None,
+    ) -> Float[Tensor, "batch head query d_head"]:
+        """The definition, written out."""
+        extra = extra or Extra()
         groups, n_query, n_key = q.shape[1] // k.shape[1], q.shape[2], k.shape[2]
         k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
         scores = (q @ k.transpose(-1, -2)) * self.scale
         if self.config.attn_softcap is not None:
             scores = self.config.attn_softcap * torch.tanh(scores / self.config.attn_softcap)
-        if mask is None and n_query > 1:
+        if extra.bias is not None:
+            scores, mask = scores + extra.bias, None
+        elif mask is None and n_query > 1:
             mask = torch.ones(n_query, n_key, dtype=torch.bool, device=q.device).tril()
         if mask is not None:
             scores = scores.masked_fill(~mask, float("-inf"))
@@ -185,4 +226,6 @@ class MultiHeadAttention(nn.Module):
         pattern = scores.float().softmax(-1).to(v.dtype)
         if self.taps:
             pattern = self.taps(f"{self.prefix}hook_pattern", pattern)
+        if extra.dropout:
+            pattern = F.dropout(pattern, extra.dropout)
         return pattern @ v

@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from alignlab.core.config import require
 
-Activation = Literal["gelu", "gelu_tanh", "silu", "relu"]
+Activation = Literal["gelu", "gelu_tanh", "silu", "relu", "relu2", "solu"]
 Norm = Literal["layernorm", "rmsnorm"]
-Positions = Literal["rotary", "learned"]
+NormPosition = Literal["pre", "post"]
+Positions = Literal["rotary", "learned", "sinusoidal", "alibi", "none"]
+AttentionPath = Literal["auto", "explicit", "sdpa", "flex"]
+Init = Literal["gpt2", "mup"]
 
 
 @dataclass(frozen=True)
@@ -41,7 +44,9 @@ class RopeScaling:
 class GPTConfig:
     """Shape and choices of a decoder-only transformer; defaults give a small Llama-style model.
 
-    The families that loaders know (GPT-2, GPT-NeoX, Llama, Qwen 2/3, Gemma 1/2/3) differ only in these fields.
+    The families that loaders know (GPT-2, GPT-NeoX, Llama, Qwen 2/3, Gemma 1/2/3) differ only in these fields; the
+    others are for models trained here (`docs/architectures.md` has them all, with sources). Every field is checked: one
+    that is impossible, alone or beside another, is a `ConfigError` that names it.
     """
 
     vocab_size: int = 256
@@ -57,25 +62,32 @@ class GPTConfig:
     d_mlp: int = 256
     """Hidden width of the MLP."""
     n_kv_heads: int = 0
-    """Key and value heads (grouped-query attention, Ainslie et al. 2023); 0 means as many as `n_heads`."""
+    """Key and value heads: 0 means as many as `n_heads`, fewer is grouped-query attention (Ainslie et al. 2023), 1
+    multi-query attention (Shazeer 2019)."""
     d_head: int = 0
     """Width of a head; 0 means `d_model / n_heads`."""
     activation: Activation = "silu"
-    """Non-linearity of the MLP; `gelu_tanh` is the tanh approximation."""
+    """Non-linearity of the MLP; `gelu_tanh` is the tanh approximation, `relu2` the squared ReLU (So et al. 2021),
+    `solu` is `x · softmax(x)` and a LayerNorm (Elhage et al. 2022)."""
     gated_mlp: bool = True
-    """MLP is `down(act(gate(x)) * up(x))` (Shazeer 2020) instead of `down(act(up(x)))`."""
+    """MLP is `down(act(gate(x)) * up(x))` instead of `down(act(up(x)))` (Shazeer 2020): SwiGLU with silu, GeGLU with
+    gelu."""
     norm: Norm = "rmsnorm"
-    """Normalisation before each sub-layer and at the end."""
+    """Normalisation of the residual stream, and of queries and keys where `qk_norm` is set."""
     norm_eps: float = 1e-5
     """Added to the variance."""
     norm_offset: bool = False
     """Norm weights are stored as the distance from 1 (Gemma)."""
+    norm_position: NormPosition = "pre"
+    """`pre`: each sub-layer reads a norm of the residual stream, and a last norm stands before the unembedding.
+    `post`: the sum of the stream and a sub-layer's output is normalised, nothing else (Vaswani et al. 2017)."""
     post_norm: bool = False
     """A second norm on each sub-layer's output, before it joins the residual stream (Gemma 2 and 3)."""
     qk_norm: bool = False
-    """RMS norm on each head's queries and keys (Qwen 3, Gemma 3)."""
+    """The same norm on each head's queries and keys (Henry et al. 2020; Qwen 3, Gemma 3)."""
     positions: Positions = "rotary"
-    """Rotary (Su et al. 2021) or learned absolute positions."""
+    """Rotary (Su et al. 2021), learned absolute, sinusoidal (Vaswani et al. 2017), ALiBi (Press et al. 2022), or none:
+    then only the causal mask tells where a token stands (Haviv et al. 2022)."""
     rope_theta: float = 10_000.0
     """Base of the rotary frequencies."""
     rope_local_theta: float | None = None
@@ -93,9 +105,9 @@ class GPTConfig:
     mlp_bias: bool = False
     """Bias on the MLP projections."""
     attn_scale: float | None = None
-    """Factor on query-key products; None means `d_head ** -0.5`."""
+    """Factor on query-key products; None means `d_head ** -0.5`, or `1 / d_head` where `init` is mup."""
     attn_softcap: float | None = None
-    """Scores become `c * tanh(scores / c)` (Gemma 2)."""
+    """Scores become `c * tanh(scores / c)` (Gemma 2), before ALiBi's penalties are added."""
     logit_softcap: float | None = None
     """The same on the final logits (Gemma 2)."""
     window: int | None = None
@@ -106,11 +118,25 @@ class GPTConfig:
     """Factor on token embeddings (Gemma: square root of `d_model`)."""
     tie_embeddings: bool = True
     """The unembedding is the embedding matrix."""
-    architecture: str = "llama"
-    """Family whose file format `export` writes; see `alignlab.lm.architectures`."""
+    dropout: float = 0.0
+    """Probability, while training, of dropping a number of the embeddings, of the attention pattern, and of what
+    attention and MLP add (Srivastava et al. 2014, at GPT-2's places). Passes with a cache never drop."""
+    attention: AttentionPath = "auto"
+    """Which code computes attention; the numbers are the same. `auto` takes the fastest that can express the model,
+    `explicit` the one to read, `sdpa` torch's fused kernels, `flex` FlexAttention (where it has kernels: CUDA)."""
+    init: Init = "gpt2"
+    """`gpt2`: normal, deviation 0.02, smaller for what adds to the residual stream (Radford et al. 2019). `mup`: the
+    maximal update parametrisation (Yang et al. 2022), which also scales attention, logits and learning rates so that
+    one learning rate serves every width; see `alignlab.lm.init`."""
+    mup_base_width: int = 256
+    """mup: the `d_model` at which learning rate and initial deviations are what they are without it."""
+    architecture: str = "auto"
+    """Family whose file format `export` writes, see `alignlab.lm.architectures`; auto: the one that fits."""
 
     def __post_init__(self) -> None:
-        for name in ("vocab_size", "n_ctx", "d_model", "n_layers", "n_heads", "d_mlp"):
+        for name, choices in _CHOICES.items():
+            require(getattr(self, name) in choices, name, getattr(self, name), ", ".join(choices))
+        for name in ("vocab_size", "n_ctx", "d_model", "n_layers", "n_heads", "d_mlp", "mup_base_width"):
             require(getattr(self, name) > 0, name, getattr(self, name), "a positive whole number")
         # Zeros are resolved here so that everything downstream reads the real number.
         object.__setattr__(self, "n_kv_heads", self.n_kv_heads or self.n_heads)
@@ -144,7 +170,50 @@ class GPTConfig:
             self.window_layers,
             f"empty or one value for each of the {self.n_layers} layers",
         )
+        self._check_choices()
+
+    def _check_choices(self) -> None:
+        """Choices that exclude each other."""
+        require(0 <= self.dropout < 1, "dropout", self.dropout, "a number from 0 to below 1")
+        for name in ("attn_softcap", "logit_softcap"):
+            cap = getattr(self, name)
+            require(cap is None or cap > 0, name, cap, "a positive number or none")
+        even = self.positions != "sinusoidal" or self.d_model % 2 == 0
+        require(even, "d_model", self.d_model, "an even number where positions are sinusoidal (a sine and a cosine)")
+        if self.norm_position == "post":
+            require(not self.post_norm, "post_norm", True, "false where norm_position is post, which has that norm")
+            require(not self.parallel_block, "parallel_block", True, "false where norm_position is post")
+        if self.activation == "solu":
+            require(not self.gated_mlp, "gated_mlp", True, "false where activation is solu, which has no gated form")
+        if self.attention == "sdpa":
+            fits = "none where attention is sdpa, whose kernels cannot cap scores; explicit, flex and auto can"
+            require(self.attn_softcap is None, "attn_softcap", self.attn_softcap, fits)
+        if self.attention == "flex":
+            fits = "0 where attention is flex, whose kernels drop nothing; auto, sdpa and explicit do"
+            require(self.dropout == 0, "dropout", self.dropout, fits)
 
     def is_windowed(self, layer: int) -> bool:
         """Whether `layer` sees only the sliding window."""
         return self.window is not None and (not self.window_layers or self.window_layers[layer])
+
+    @property
+    def score_scale(self) -> float:
+        """The factor on query-key products, derived where `attn_scale` leaves it open."""
+        if self.attn_scale is not None:
+            return self.attn_scale
+        return 1 / self.d_head if self.init == "mup" else self.d_head**-0.5
+
+    @property
+    def output_multiplier(self) -> float:
+        """The factor on the last hidden states: 1, but `mup_base_width / d_model` under muP (Yang et al., table 8)."""
+        return self.mup_base_width / self.d_model if self.init == "mup" else 1.0
+
+
+_CHOICES: dict[str, tuple[str, ...]] = {
+    "activation": get_args(Activation),
+    "norm": get_args(Norm),
+    "norm_position": get_args(NormPosition),
+    "positions": get_args(Positions),
+    "attention": get_args(AttentionPath),
+    "init": get_args(Init),
+}

@@ -19,6 +19,7 @@ _ACTIVATIONS: dict[str, Activation] = {
     "silu": "silu",
     "swish": "silu",
     "relu": "relu",
+    "relu2": "relu2",
 }
 _GEMMA_DEFAULT_THETA = 1_000_000.0
 _GEMMA_LOCAL_THETA = 10_000.0

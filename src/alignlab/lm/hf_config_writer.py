@@ -10,24 +10,33 @@ from alignlab.lm.architectures import family_of
 from alignlab.lm.config import GPTConfig
 from alignlab.lm.hf_config import config_from_hf
 
-_HF_ACTIVATION = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "silu": "silu", "relu": "relu"}
+_HF_ACTIVATION = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "silu": "silu", "relu": "relu", "relu2": "relu2"}
+_NOT_THE_MODEL = ("architecture", "attention", "dropout", "mup_base_width")
+"""Fields that do not change the logits of a model that is read back; muP's own field is `init`."""
 
 Json = dict[str, Any]
 
 
 def config_to_hf(config: GPTConfig) -> Json:
-    """The `config.json` of this architecture. Raises `ModelError` where the family's format cannot express a field."""
+    """The `config.json` of this architecture. Raises `ModelError` where the family's format cannot express a field.
+
+    `exportable_config` first changes what can be said in another way.
+    """
     family = family_of(config)
-    raw = _gpt2_json(config) if config.architecture == "gpt2" else _rotary_json(config)
-    raw["model_type"] = config.architecture
+    if config.activation not in _HF_ACTIVATION:
+        raise ModelError(f"activation is {config.activation!r}, which Hugging Face files cannot express")
+    raw = _gpt2_json(config) if family.name == "gpt2" else _rotary_json(config, family.name)
+    raw["model_type"] = family.name
     raw["architectures"] = [family.hf_class]
     back = config_from_hf(raw)
     for item in dataclasses.fields(GPTConfig):
+        if item.name in _NOT_THE_MODEL:
+            continue
         ours, theirs = getattr(config, item.name), getattr(back, item.name)
         close = isinstance(ours, float) and isinstance(theirs, float) and abs(ours - theirs) <= 1e-6 * abs(ours)
         if ours != theirs and not close:
             raise ModelError(
-                f"{item.name} is {ours!r}, which Hugging Face files of architecture {config.architecture!r} "
+                f"{item.name} is {ours!r}, which Hugging Face files of architecture {family.name!r} "
                 f"cannot express (they would say {theirs!r})"
             )
     return raw
@@ -44,6 +53,7 @@ def _gpt2_json(config: GPTConfig) -> Json:
         "activation_function": "gelu_new" if config.activation == "gelu_tanh" else _HF_ACTIVATION[config.activation],
         "layer_norm_epsilon": config.norm_eps,
         "tie_word_embeddings": config.tie_embeddings,
+        **dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), config.dropout),
     }
 
 
@@ -61,8 +71,7 @@ def _rope_json(config: GPTConfig) -> Json:
     return rope
 
 
-def _rotary_json(config: GPTConfig) -> Json:
-    family = config.architecture
+def _rotary_json(config: GPTConfig, family: str) -> Json:
     rope = _rope_json(config)
     raw: Json = {
         "vocab_size": config.vocab_size,

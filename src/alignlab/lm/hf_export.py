@@ -13,8 +13,10 @@ from torch import Tensor
 from alignlab.core.errors import ModelError
 from alignlab.core.files import atomic_write
 from alignlab.lm.architectures import bindings
+from alignlab.lm.config import GPTConfig
 from alignlab.lm.hf_config import config_from_hf, read_json_object
 from alignlab.lm.hf_config_writer import config_to_hf
+from alignlab.lm.hf_equivalent import exportable_config, exportable_parameters
 from alignlab.lm.lora import LoRALinear
 from alignlab.lm.model import GPTModel
 from alignlab.lm.safetensors_reader import SafetensorsDir
@@ -46,14 +48,13 @@ def export_hf(lm: LanguageModel, directory: str | Path, *, shard_bytes: int = SH
     Raises `ModelError` where the architecture's format cannot express the model.
     """
     directory = Path(directory)
+    config = exportable_config(lm.model.config)
+    raw = config_to_hf(config) | _special_ids(lm)
+    parameters = exportable_parameters(lm.model.config, merged_parameters(lm.model))
     directory.mkdir(parents=True, exist_ok=True)
-    config = lm.model.config
-    raw = config_to_hf(config)
-    raw |= _special_ids(lm)
-    parameters = merged_parameters(lm.model)
     raw["dtype"] = raw["torch_dtype"] = str(lm.model.embed.weight.dtype).removeprefix("torch.")
     (directory / "config.json").unlink(missing_ok=True)
-    _write_weights(lm.model, parameters, directory, shard_bytes)
+    _write_weights(config, parameters, directory, shard_bytes)
     lm.tokenizer.save(directory)
     generation = {"eos_token_id": sorted(lm.tokenizer.eos_ids), "pad_token_id": raw["pad_token_id"]}
     atomic_write(directory / "generation_config.json", json.dumps(generation, indent=2) + "\n")
@@ -78,8 +79,8 @@ def _special_ids(lm: LanguageModel) -> dict[str, int | None]:
     return {"bos_token_id": tokenizer.bos_id, "eos_token_id": tokenizer.eos_id, "pad_token_id": tokenizer.pad_id}
 
 
-def _write_weights(model: GPTModel, parameters: dict[str, Tensor], directory: Path, shard_bytes: int) -> None:
-    plan = list(bindings(model.config, parameters, "hf"))
+def _write_weights(config: GPTConfig, parameters: dict[str, Tensor], directory: Path, shard_bytes: int) -> None:
+    plan = list(bindings(config, parameters, "hf"))
     shards: list[list[int]] = [[]]
     used = 0
     for i, binding in enumerate(plan):
@@ -97,7 +98,7 @@ def _write_weights(model: GPTModel, parameters: dict[str, Tensor], directory: Pa
         tensors = {}
         for i in members:
             parts = [parameters[p].detach().cpu() for p in plan[i].parameters]
-            tensors[plan[i].stored] = plan[i].layout.join(parts, model.config).contiguous()
+            tensors[plan[i].stored] = plan[i].layout.join(parts, config).contiguous()
             weight_map[plan[i].stored] = name
         temporary = directory / f".{name}.tmp"
         try:

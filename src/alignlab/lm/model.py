@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from alignlab.core.errors import ModelError
-from alignlab.lm.attention import Context, causal_mask
+from alignlab.lm.attention import Context, Extra, causal_mask
 from alignlab.lm.block import TransformerBlock
 from alignlab.lm.cache import KVCache
 from alignlab.lm.config import GPTConfig
+from alignlab.lm.flex import flex_plan, uses_flex
+from alignlab.lm.init import initialise
 from alignlab.lm.linear import times
 from alignlab.lm.norm import make_norm
+from alignlab.lm.positions import AlibiBias, SinusoidTable
 from alignlab.lm.rotary import RotaryTable
 from alignlab.lm.taps import Taps
 
@@ -21,8 +24,8 @@ from alignlab.lm.taps import Taps
 class GPTModel(nn.Module):
     """Token ids in, next-token logits out. Hooks, generation and analysis are functions over it, not methods of it.
 
-    A new model is initialised as GPT-2 is: normal with deviation 0.02, residual projections divided by √(2 n_layers);
-    `seed` makes it reproducible.
+    A new model is initialised as `alignlab.lm.init` describes; `seed` makes it reproducible. Dropout happens while the
+    model is in training mode, except in passes with a cache: generation never drops.
     """
 
     def __init__(self, config: GPTConfig, *, seed: int = 0) -> None:
@@ -31,25 +34,16 @@ class GPTModel(nn.Module):
         self.embed = nn.Embedding(config.vocab_size, config.d_model)
         self.pos_embed = nn.Embedding(config.n_ctx, config.d_model) if config.positions == "learned" else None
         self.blocks = nn.ModuleList(TransformerBlock(config, i, self.taps) for i in range(config.n_layers))
-        self.final_norm = make_norm(config, self.taps, "ln_final")
+        # Post-norm blocks end in a norm.
+        post = config.norm_position == "post"
+        self.final_norm = nn.Identity() if post else make_norm(config, self.taps, "ln_final")
         self.head = None if config.tie_embeddings else nn.Linear(config.d_model, config.vocab_size, bias=False)
         self.rotary = RotaryTable(config)
         self.rotary_local = RotaryTable(config, local=True) if config.rope_local_theta else self.rotary
+        self.alibi = AlibiBias(config.n_heads) if config.positions == "alibi" else None
+        self.sinusoids = SinusoidTable(config.d_model) if config.positions == "sinusoidal" else None
         if self.embed.weight.device.type != "meta":
-            self.initialise(seed)
-
-    @torch.no_grad()
-    def initialise(self, seed: int) -> None:
-        """Draw fresh weights (norms keep their ones and zeros)."""
-        generator = torch.Generator().manual_seed(seed)
-        for name, parameter in self.named_parameters():
-            if parameter.dim() == 2:
-                deviation = 0.02
-                if name.endswith(("attn.o.weight", "mlp.down.weight")):
-                    deviation /= (2 * self.config.n_layers) ** 0.5
-                parameter.normal_(0.0, deviation, generator=generator)
-            elif "norm" not in name:
-                parameter.zero_()
+            initialise(self, seed)
 
     @property
     def head_weight(self) -> Float[Tensor, "vocab d_model"]:
@@ -79,18 +73,27 @@ class GPTModel(nn.Module):
     ) -> Float[Tensor, "batch pos d_model"]:
         """The residual stream after the final norm: what `unembed` turns into logits."""
         positions, length = self.positions_of(tokens, cache, segments)
+        dropout = self.config.dropout if self.training and cache is None else 0.0
         x = self.embed(tokens)
         if self.config.embed_scale != 1.0:
             x = x * torch.tensor(self.config.embed_scale, dtype=x.dtype, device=x.device)
         if self.taps:
             x = self.taps("hook_embed", x)
+        added = None
         if self.pos_embed is not None:
-            learned = self.pos_embed(positions.clamp(min=0))
-            x = x + (self.taps("hook_pos_embed", learned) if self.taps else learned)
-        contexts = self.contexts(positions, length, cache, segments, x.dtype)
+            added = self.pos_embed(positions.clamp(min=0))
+        elif self.sinusoids is not None:
+            added = self.sinusoids(positions.clamp(min=0), length, x.dtype)
+        if added is not None:
+            x = x + (self.taps("hook_pos_embed", added) if self.taps else added)
+        if dropout:
+            x = F.dropout(x, dropout)
+        contexts = self.contexts(positions, length, cache, segments, x.dtype, dropout)
         for layer, block in enumerate(self.blocks):
             x = block(x, contexts[self.config.is_windowed(layer)])
-        return self.final_norm(x)
+        x = self.final_norm(x)
+        multiplier = self.config.output_multiplier
+        return x if multiplier == 1.0 else x * multiplier
 
     def unembed(self, hidden: Float[Tensor, "*batch d_model"]) -> Float[Tensor, "*batch vocab"]:
         """Logits from hidden states, soft-capped where the configuration says so."""
@@ -115,26 +118,43 @@ class GPTModel(nn.Module):
         return positions, length
 
     def contexts(
-        self, positions: Tensor, length: int, cache: KVCache | None, segments: Tensor | None, dtype: torch.dtype
+        self,
+        positions: Int[Tensor, "batch pos"],
+        length: int,
+        cache: KVCache | None,
+        segments: Int[Tensor, "batch pos"] | None,
+        dtype: torch.dtype,
+        dropout: float = 0.0,
     ) -> dict[bool, Context]:
         """What the full (False) and the windowed (True) layers of this pass share."""
         safe = positions.clamp(min=0)
+        watched = bool(self.taps) and any(name.endswith(("attn_scores", "pattern")) for name in self.taps)
+        flexible = cache is None and not dropout and not watched and uses_flex(self.config, positions.device)
         found = {}
         for windowed in {self.config.is_windowed(layer) for layer in range(self.config.n_layers)}:
             window = self.config.window if windowed else None
+            if window is not None and window >= length:
+                window = None
             rotation = None
             if self.config.positions == "rotary":
                 table = self.rotary_local if windowed else self.rotary
                 rotation = table(safe, length, dtype)
-            found[windowed] = Context(self.mask(positions, length, cache, segments, window), rotation, cache)
+            mask, extra = None, Extra(dropout=dropout) if dropout else None
+            if flexible:
+                slopes = None if self.alibi is None else self.alibi.slopes(positions.device)
+                width, device = positions.shape[1], positions.device
+                extra = Extra(flex=flex_plan(self.config, width, window, segments, slopes, device))
+            elif self.alibi is not None:
+                extra = Extra(bias=self.bias(positions, cache, segments, window, dtype), dropout=dropout)
+            else:
+                mask = self.mask(positions, cache, segments, window)
+            found[windowed] = Context(mask, rotation, cache, extra)
         return found
 
     def mask(
-        self, positions: Tensor, length: int, cache: KVCache | None, segments: Tensor | None, window: int | None
-    ) -> Tensor | None:
+        self, positions: Tensor, cache: KVCache | None, segments: Tensor | None, window: int | None
+    ) -> Bool[Tensor, "batch 1 query key"] | None:
         """The attention mask, or None where plain causal attention says the same."""
-        if window is not None and window >= length:
-            window = None
         if cache is None:
             if segments is None and window is None:
                 return None
@@ -144,3 +164,21 @@ class GPTModel(nn.Module):
         if window is None and not cache.padded and (width == 1 or cache.length == width):
             return None
         return causal_mask(positions, cache.positions[:, : cache.length], window)
+
+    def bias(
+        self,
+        positions: Tensor,
+        cache: KVCache | None,
+        segments: Tensor | None,
+        window: int | None,
+        dtype: torch.dtype,
+    ) -> Float[Tensor, "batch head query key"]:
+        """ALiBi's penalties with the attention mask in them; one row where all rows are alike."""
+        assert self.alibi is not None
+        keys = positions if cache is None else cache.positions[:, : cache.length]
+        if segments is None and (cache is None or not cache.padded):
+            positions, keys = positions[:1], keys[:1]
+        same = None
+        if segments is not None and cache is None:
+            same = segments[:, :, None] == segments[:, None, :]
+        return self.alibi(positions, keys, causal_mask(positions, keys, window, same), dtype)

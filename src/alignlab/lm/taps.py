@@ -42,20 +42,24 @@ def tap_names(config: GPTConfig) -> list[str]:
     `hook_attn_scores`, `hook_pattern` (batch, n_heads, query, key); MLP (batch, pos, d_mlp);
     `hook_scale` (batch, pos, 1); `hook_normalized` is the norm's output.
     """
-    names = ["hook_embed"] + (["hook_pos_embed"] if config.positions == "learned" else [])
+    names = ["hook_embed"] + (["hook_pos_embed"] if config.positions in ("learned", "sinusoidal") else [])
     attn = ["hook_q", "hook_k", "hook_v"]
     attn += ["hook_rot_q", "hook_rot_k"] if config.positions == "rotary" else []
     attn += ["hook_attn_scores", "hook_pattern", "hook_z"]
-    mlp = ["mlp.hook_pre"] + (["mlp.hook_pre_linear"] if config.gated_mlp else []) + ["mlp.hook_post"]
-    block = ["hook_resid_pre", "ln1.hook_scale", "ln1.hook_normalized", *(f"attn.{name}" for name in attn)]
+    mlp = ["mlp.hook_pre"] + (["mlp.hook_pre_linear"] if config.gated_mlp else [])
+    solu = ["mlp.hook_mid", "mlp.ln.hook_scale", "mlp.ln.hook_normalized"]
+    mlp += [*(solu if config.activation == "solu" else []), "mlp.hook_post"]
+    ln1, ln2 = ([f"ln{i}.hook_scale", f"ln{i}.hook_normalized"] for i in (1, 2))
+    after = config.norm_position == "post"
+    block = ["hook_resid_pre", *([] if after else ln1), *(f"attn.{name}" for name in attn)]
     block += ["ln1_post.hook_scale", "ln1_post.hook_normalized"] if config.post_norm else []
-    block += ["hook_attn_out"] + ([] if config.parallel_block else ["hook_resid_mid"])
-    block += ["ln2.hook_scale", "ln2.hook_normalized", *mlp]
+    block += ["hook_attn_out", *(ln1 if after else [])] + ([] if config.parallel_block else ["hook_resid_mid"])
+    block += [*([] if after else ln2), *mlp]
     block += ["ln2_post.hook_scale", "ln2_post.hook_normalized"] if config.post_norm else []
-    block += ["hook_mlp_out", "hook_resid_post"]
+    block += ["hook_mlp_out", *(ln2 if after else []), "hook_resid_post"]
     for layer in range(config.n_layers):
         names += [f"blocks.{layer}.{name}" for name in block]
-    return [*names, "ln_final.hook_scale", "ln_final.hook_normalized"]
+    return names if after else [*names, "ln_final.hook_scale", "ln_final.hook_normalized"]
 
 
 @contextmanager
