@@ -137,11 +137,15 @@ class Parallel:
         """
         from alignlab.train.sharded_checkpoint import load_newest
 
-        return load_newest(Path(directory), model, optimizer, tensors or {}, check)
+        return load_newest(Path(directory), model, optimizer, tensors or {}, check, self)
 
     def broadcast(self, value: T) -> T:
         """Rank 0's value, which must be plain data."""
         return value
+
+    def collect(self, value: T) -> list[T]:
+        """What every rank gave, by rank; plain data. All of them have to call it."""
+        return [value]
 
     def barrier(self) -> None:
         """Wait until every process is here."""

@@ -1,0 +1,148 @@
+"""What `DataParallel` and `FullyShardedParallel` share: joining the group, means over ranks, checkpoints, leaving.
+
+Tensors on the GPU meet through NCCL; numbers, plain objects and barriers go through gloo, so that a metric that is
+already on the host never waits for the device.
+"""
+
+from __future__ import annotations
+
+import datetime
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from alignlab.core.config import require
+from alignlab.core.errors import ConfigError, RunError
+from alignlab.train.parallel import Check, Parallel
+from alignlab.train.sharded_checkpoint import load_newest, save_sharded
+
+if TYPE_CHECKING:
+    from alignlab.train.trainer import Metrics
+
+T = TypeVar("T")
+
+
+class Ranks(Parallel):
+    """One of several processes. It joins the group that torchrun's variables describe, unless there is one already."""
+
+    def __init__(self, *, local_rank: int = 0, device: str = "auto", timeout_seconds: float = 1800.0) -> None:
+        """`local_rank` numbers the processes of one machine; each takes the CUDA device of its number.
+
+        Raises:
+            ConfigError: there is no such device, or this torch lacks the backend for it.
+            RunError: the other processes cannot be reached within the time-out.
+        """
+        self.device = _own_device(device, local_rank)
+        self._ours = not dist.is_initialized()
+        if self._ours:
+            _join(self.device, timeout_seconds)
+        self.rank, self.world = dist.get_rank(), dist.get_world_size()
+
+    def mean(self, metrics: Metrics, weight: float) -> tuple[Metrics, float]:
+        """As `Parallel.mean` says, in one all-reduce of doubles on the host."""
+        names = sorted(metrics)
+        local = [weight, *(metrics[name] * (1.0 if name == "tokens" else weight) for name in names)]
+        sums = torch.tensor(local, dtype=torch.float64)
+        dist.all_reduce(sums)
+        total, *rest = sums.tolist()
+        summed = dict(zip(names, rest, strict=True))
+        means = {name: summed[name] if name == "tokens" else summed[name] / total for name in metrics}
+        return means, total / self.world
+
+    def save(
+        self,
+        directory: str | Path,
+        step: int,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        extra: dict[str, Any],
+        tensors: Mapping[str, Tensor] | None = None,
+    ) -> Path:
+        """As `Parallel.save` says; each rank writes its part, rank 0 makes it a checkpoint once all have."""
+        for buffer in model.buffers():
+            dist.broadcast(buffer.detach(), 0)  # running means, say, which every rank takes of its own batches
+        return save_sharded(self, Path(directory), step, model, optimizer, extra, tensors or {})
+
+    def load(
+        self,
+        directory: str | Path,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        *,
+        tensors: Mapping[str, Tensor] | None = None,
+        check: Check | None = None,
+    ) -> dict[str, Any] | None:
+        """As `Parallel.load` says; rank 0 decides which checkpoint is the newest."""
+        return load_newest(Path(directory), model, optimizer, tensors or {}, check, self)
+
+    def broadcast(self, value: T) -> T:
+        """Rank 0's value, which must be plain data."""
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def collect(self, value: T) -> list[T]:
+        """What every rank gave, by rank."""
+        values: list[Any] = [None] * self.world
+        dist.all_gather_object(values, value)
+        return values
+
+    def barrier(self) -> None:
+        """Wait until every process is here."""
+        dist.all_reduce(torch.zeros(1))  # on the host; dist.barrier would wait for a GPU
+
+    def close(self) -> None:
+        """Leave the group, if this object joined it."""
+        if self._ours and dist.is_initialized():
+            dist.destroy_process_group()
+
+
+def _own_device(name: str, local_rank: int) -> torch.device:
+    require(name in ("auto", "cpu", "cuda"), "device", name, "auto, cpu, cuda")
+    count = torch.cuda.device_count() if name != "cpu" and torch.cuda.is_available() else 0
+    if name == "cpu" or (name == "auto" and not count):
+        return torch.device("cpu")
+    if local_rank >= count:
+        raise ConfigError(
+            f"process {local_rank} of this machine has no GPU of its own, there are {count}; "
+            f"start at most {count} with torchrun --nproc-per-node, or train on the cpu"
+        )
+    torch.cuda.set_device(local_rank)
+    return torch.device("cuda", local_rank)
+
+
+def _join(device: torch.device, timeout_seconds: float) -> None:
+    """Create the default group over torchrun's rendezvous."""
+    check_backends(device.type)
+    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    try:
+        dist.init_process_group(
+            backend,
+            timeout=datetime.timedelta(seconds=timeout_seconds),
+            device_id=device if device.type == "cuda" else None,
+        )
+    except (RuntimeError, ValueError) as error:
+        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+        first_line = str(error).splitlines()[0]
+        raise RunError(
+            f"rank {os.environ.get('RANK')} of {os.environ.get('WORLD_SIZE')} cannot join the others at {where}: "
+            f"{first_line}; all of them must be started, and reach that address"
+        ) from error
+
+
+def check_backends(device_type: str) -> None:
+    """Raises ConfigError unless this torch can pass tensors of such a device between processes."""
+    if not dist.is_available():
+        raise ConfigError("this torch was built without torch.distributed; install an official build of torch")
+    needed = {"gloo": dist.is_gloo_available, **({"nccl": dist.is_nccl_available} if device_type == "cuda" else {})}
+    missing = [name for name, available in needed.items() if not available()]
+    if missing:
+        raise ConfigError(
+            f"this torch has no {' and no '.join(missing)} backend, which training on several {device_type} devices "
+            "needs; install an official build of torch for this platform"
+        )

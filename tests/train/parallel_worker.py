@@ -1,0 +1,182 @@
+"""One of the processes that test_train_parallel*.py start: trains a tiny model and writes down what happened.
+
+    python parallel_worker.py SCENARIO DIRECTORY
+
+It is started with torchrun's variables. Its functions are imported by the tests, for the reference in one process.
+"""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import signal
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch import Tensor, nn
+
+from alignlab.core.errors import AlignlabError
+from alignlab.core.rng import derive_seed, torch_generator
+from alignlab.lm.config import GPTConfig
+from alignlab.lm.model import GPTModel
+from alignlab.train.language import language_model_loss
+from alignlab.train.optim import make_adamw, trainable_parameters
+from alignlab.train.parallel import Parallel, parallel_from_env
+
+CONFIG = GPTConfig(vocab_size=37, n_ctx=16, d_model=24, n_layers=2, n_heads=2, d_mlp=41, norm="layernorm")
+ROWS, LENGTH, ACCUMULATE, STEPS, SAVED_AT = 4, 12, 2, 6, 3
+CLIP = 0.7
+
+
+def batch_at(index: int) -> dict[str, Tensor]:
+    """Micro-batch `index` over all ranks; its later rows have far fewer tokens to learn than its first ones."""
+    generator = torch_generator(derive_seed(5, "batch", index))
+    tokens = torch.randint(0, CONFIG.vocab_size, (ROWS, LENGTH), generator=generator)
+    keep = torch.tensor([0.9, 0.9, 0.3, 0.1])[:, None]
+    mask = torch.rand(ROWS, LENGTH, generator=generator) < keep
+    mask[:, 1] = True
+    return {"tokens": tokens, "loss_mask": mask}
+
+
+def train(
+    parallel: Parallel,
+    source: Path | None = None,
+    *,
+    steps: int = STEPS,
+    save_to: Path | None = None,
+    save_every: int = SAVED_AT,
+    at_step: Callable[[int], None] = lambda step: None,
+    watch: Callable[[nn.Module], None] = lambda compute: None,
+) -> list[dict[str, float]]:
+    """The trainer's update, spelled out; goes on from the newest checkpoint in `source`."""
+    model = GPTModel(CONFIG, seed=parallel.rank)  # other weights on each rank: rank 0's must win
+    compute = parallel.prepare(model, language_model_loss)
+    watch(compute)
+    parameters = trainable_parameters(model)
+    optimizer = make_adamw(model, learning_rate=1e-2, weight_decay=0.1)
+    averaged = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+    found = None if source is None else parallel.load(source, model, optimizer, tensors=averaged)
+    history: list[dict[str, float]] = [] if found is None else found["history"]
+    for step in range(1 if found is None else found["step"] + 1, steps + 1):
+        optimizer.zero_grad(set_to_none=True)
+        total, loss_sum = 0.0, 0.0
+        for i in range(ACCUMULATE):
+            batch = parallel.rows(batch_at((step - 1) * ACCUMULATE + i))
+            with parallel.accumulate(compute, last=i == ACCUMULATE - 1):
+                loss, metrics = compute(batch)
+                (loss * metrics["tokens"]).backward()
+            total += metrics["tokens"]
+            loss_sum += metrics["tokens"] * float(loss.detach())
+        local = {"loss": loss_sum / total, "tokens": total}
+        parallel.log_local(step, local)
+        means, divisor = parallel.mean(local, total)
+        torch._foreach_div_([p.grad for p in parameters.values()], divisor)
+        norm = parallel.clip(parameters.values(), CLIP)
+        optimizer.step()
+        with torch.no_grad():
+            for name, parameter in parameters.items():
+                averaged[name].lerp_(parameter, 0.5)
+        history.append({"step": step, **means, "grad_norm": float(norm)})
+        if save_to is not None and step % save_every == 0:
+            parallel.save(save_to, step, model, optimizer, {"history": history}, averaged)
+        at_step(step)
+    with parallel.gathered(compute), torch.no_grad():
+        history.append({"step": steps, "validation": float(language_model_loss(model, batch_at(10_000))[0])})
+    history[-1]["averaged"] = sum(_norm(tensor) for tensor in averaged.values())
+    return history
+
+
+def _norm(tensor: Tensor) -> float:
+    whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
+    return float(whole.norm())
+
+
+def counted(name: str, calls: list[str]) -> Callable[[nn.Module], None]:
+    """A `watch` that writes down every gradient synchronisation."""
+
+    def watch(compute: nn.Module) -> None:
+        if name == "ddp":
+            hooks: Any = importlib.import_module("torch.distributed.algorithms.ddp_comm_hooks.default_hooks")
+
+            def hook(state: None, bucket: Any) -> Any:
+                calls.append("all-reduce")
+                return hooks.allreduce_hook(None, bucket)
+
+            compute.register_comm_hook(None, hook)  # type: ignore[operator]
+        else:
+            original = dist.reduce_scatter_tensor
+
+            def reduce_scatter_tensor(*args: Any, **kwargs: Any) -> Any:
+                calls.append("reduce-scatter")
+                return original(*args, **kwargs)
+
+            dist.reduce_scatter_tensor = reduce_scatter_tensor
+
+    return watch
+
+
+def refusal(action: Callable[[], object]) -> str:
+    try:
+        action()
+    except AlignlabError as error:
+        return f"{type(error).__name__}: {error}"
+    return "nothing was refused"
+
+
+def both(directory: Path) -> dict[str, Any]:
+    """Two ranks: both kinds from the start, from each other's checkpoint, from one process's, and bad input."""
+    result: dict[str, Any] = {}
+    for kind in ("ddp", "fsdp"):
+        parallel = parallel_from_env(kind)  # type: ignore[arg-type]
+        calls: list[str] = []
+        watch = counted(kind, calls)
+        parallel.open_log(directory)
+        result[kind] = train(parallel, save_to=directory / kind, steps=SAVED_AT, watch=watch)
+        result[f"{kind} synchronisations"] = len(calls)
+        result[f"{kind} ranks"] = parallel.collect((parallel.rank, parallel.world, parallel.is_main))
+        result[f"{kind} resumed"] = train(parallel, directory / kind, watch=watch)
+        result[f"{kind} from single"] = train(parallel, directory / "single", watch=watch)
+        if kind == "fsdp":
+            result["fsdp from ddp"] = train(parallel, directory / "ddp", watch=watch)
+    parallel = parallel_from_env("ddp")
+    result["ddp from fsdp"] = train(parallel, directory / "fsdp", save_to=directory / "kept", save_every=1)
+    result["kept"] = sorted(path.name for path in (directory / "kept").iterdir())
+    result["told"] = parallel.broadcast(f"from {parallel.rank}")
+    result["rows"] = refusal(lambda: parallel.rows({"tokens": torch.zeros(3, 2)}))
+    parallel.barrier()
+    if parallel.is_main:
+        broken = next((directory / "kept" / "step_00000006").glob("shard-00002*"))
+        data = bytearray(broken.read_bytes())
+        data[-1] ^= 1
+        broken.write_bytes(data)
+    parallel.barrier()
+    result["damaged"] = refusal(lambda: train(parallel, directory / "kept"))
+    (directory / "file").touch()
+    result["unwritable"] = refusal(lambda: train(parallel, save_to=directory / "file", steps=SAVED_AT))
+    dist.destroy_process_group()  # the first of the objects above had joined
+    return result
+
+
+def lost_rank(directory: Path) -> dict[str, Any]:
+    """Rank 1 is killed after step 5 the first time."""
+
+    def at_step(step: int) -> None:
+        if step == 5 and os.environ["RANK"] == "1" and os.environ["TORCHELASTIC_RESTART_COUNT"] == "0":
+            os.kill(os.getpid(), signal.SIGKILL)
+
+    parallel = parallel_from_env("fsdp" if directory.name == "fsdp" else "ddp", timeout_seconds=60)
+    history = train(parallel, directory / "saved", steps=8, save_to=directory / "saved", save_every=2, at_step=at_step)
+    parallel.close()
+    return {"history": history, "restarts": int(os.environ["TORCHELASTIC_RESTART_COUNT"])}
+
+
+if __name__ == "__main__":
+    torch.set_num_threads(1)
+    where = Path(sys.argv[2])
+    outcome = {"both": both, "lost_rank": lost_rank}[sys.argv[1]](where)
+    (where / f"result-{os.environ['RANK']}.json").write_text(json.dumps(outcome))

@@ -1,0 +1,282 @@
+"""Two processes (gloo) do what one does: curves, checkpoints at another world size, synchronisation, bad input.
+
+The processes are started once and do everything in one go (tests/train/parallel_worker.py); the tests read what they
+wrote down.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+
+from alignlab.core.errors import ConfigError, RunError, TrainingError
+from alignlab.train.fsdp import repeated_blocks
+from alignlab.train.parallel import Parallel, parallel_from_env
+from alignlab.train.process_group import check_backends
+
+WORKER = Path(__file__).with_name("parallel_worker.py")
+VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
+
+
+def load_worker() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("parallel_worker", WORKER)
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+worker = load_worker()
+
+
+def free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def start(scenario: str, directory: Path, ranks: int = 2) -> list[dict[str, Any]]:
+    """What each rank wrote down."""
+    port = str(free_port())
+    processes = []
+    for rank in range(ranks):
+        numbers = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
+        environment = os.environ | numbers | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
+        command = [sys.executable, str(WORKER), scenario, str(directory)]
+        processes.append(
+            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        )
+    for rank, process in enumerate(processes):
+        output, _ = process.communicate(timeout=120)
+        assert process.returncode == 0, f"rank {rank}:\n{output}"
+    return [json.loads((directory / f"result-{rank}.json").read_text()) for rank in range(ranks)]
+
+
+def assert_same_curve(got: list[dict[str, float]], expected: list[dict[str, float]]) -> None:
+    assert [row.keys() for row in got] == [row.keys() for row in expected]
+    for one, other in zip(got, expected, strict=True):
+        for key in other:
+            assert one[key] == pytest.approx(other[key], abs=1e-5), (key, one, other)
+
+
+@pytest.fixture(scope="module")
+def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("parallel")
+
+
+@pytest.fixture(scope="module")
+def reference(directory: Path) -> list[dict[str, float]]:
+    """The curve of one process, with a checkpoint of its own half-way."""
+    worker.train(Parallel(), save_to=directory / "single", steps=worker.SAVED_AT)
+    history: list[dict[str, float]] = worker.train(Parallel())
+    return history
+
+
+@pytest.fixture(scope="module")
+def results(directory: Path, reference: list[dict[str, float]]) -> list[dict[str, Any]]:
+    return start("both", directory)
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_two_processes_give_the_curve_of_one(
+    kind: str, results: list[dict[str, Any]], reference: list[dict[str, float]]
+) -> None:
+    for rank in results:
+        assert_same_curve(rank[kind][: worker.SAVED_AT], reference[: worker.SAVED_AT])
+    # The case means something: the ranks learn from very different numbers of tokens, and clipping acts.
+    assert reference[0]["grad_norm"] > worker.CLIP
+    assert reference[0]["loss"] - reference[-2]["loss"] > 0.1
+
+
+@pytest.mark.parametrize(
+    "how",
+    ["ddp resumed", "fsdp resumed", "fsdp from ddp", "ddp from fsdp", "ddp from single", "fsdp from single"],
+)
+def test_a_checkpoint_continues_the_curve_under_every_kind(
+    how: str, results: list[dict[str, Any]], reference: list[dict[str, float]]
+) -> None:
+    for rank in results:
+        assert_same_curve(rank[how], reference)
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_one_process_continues_what_two_saved(
+    kind: str, directory: Path, results: list[dict[str, Any]], reference: list[dict[str, float]]
+) -> None:
+    assert_same_curve(worker.train(Parallel(), directory / kind), reference)
+
+
+def test_gradients_meet_once_an_update(results: list[dict[str, Any]]) -> None:
+    for rank in results:
+        assert rank["ddp synchronisations"] == worker.SAVED_AT  # the model fits into one bucket
+        assert rank["fsdp synchronisations"] == worker.SAVED_AT * (worker.CONFIG.n_layers + 1)
+
+
+def test_ranks_know_each_other(results: list[dict[str, Any]]) -> None:
+    for rank in results:
+        assert rank["ddp ranks"] == [[0, 2, True], [1, 2, False]]
+        assert rank["told"] == "from 0"
+
+
+def test_each_rank_logs_its_own_part(directory: Path, results: list[dict[str, Any]]) -> None:
+    rows = [json.loads(line) for line in (directory / "metrics-rank-1.jsonl").read_text().splitlines()]
+    assert [row["step"] for row in rows[: worker.SAVED_AT]] == [1, 2, 3]
+    batches = [worker.batch_at(i)["loss_mask"][2:, 1:] for i in range(worker.ACCUMULATE)]
+    assert rows[0]["tokens"] == sum(int(mask.sum()) for mask in batches)
+    assert not (directory / "metrics-rank-0.jsonl").exists()
+
+
+def test_the_newest_two_checkpoints_are_kept(results: list[dict[str, Any]]) -> None:
+    assert results[0]["kept"] == ["step_00000005", "step_00000006"]
+
+
+def test_a_damaged_shard_is_named_on_every_rank(results: list[dict[str, Any]]) -> None:
+    for rank in results:
+        assert rank["damaged"].startswith("TrainingError: checkpoint ")
+        assert "shard-00002" in rank["damaged"]
+        assert "delete it to go on from step_00000005" in rank["damaged"]
+
+
+def test_a_place_that_cannot_be_written_stops_every_rank(results: list[dict[str, Any]]) -> None:
+    for rank in results:
+        assert rank["unwritable"].startswith("TrainingError: cannot write checkpoint ")
+        assert rank["unwritable"].endswith("(rank 0); there is no earlier checkpoint")
+
+
+def test_a_world_size_that_does_not_divide_the_batch_is_refused(results: list[dict[str, Any]]) -> None:
+    for rank in results:
+        assert rank["rows"] == (
+            "ConfigError: 2 processes cannot share a batch of 3 rows evenly; start 1, 3 of them, "
+            "or take a batch size that 2 divides"
+        )
+
+
+def test_a_checkpoint_of_another_model_changes_nothing(directory: Path, results: list[dict[str, Any]]) -> None:
+    model = torch.nn.Linear(2, 2)
+    before = model.weight.detach().clone()
+    with pytest.raises(TrainingError, match=r"of another model: .* absent there"):
+        Parallel().load(directory / "fsdp", model, torch.optim.AdamW(model.parameters()))
+    assert torch.equal(model.weight, before)
+
+
+def test_what_check_refuses_is_not_loaded(directory: Path, results: list[dict[str, Any]]) -> None:
+    def check(extra: dict[str, Any], where: str) -> None:
+        raise TrainingError(f"{where} has {len(extra['history'])} rows")
+
+    model = torch.nn.Linear(2, 2)
+    with pytest.raises(TrainingError, match=r"step_00000003 has 3 rows"):
+        Parallel().load(directory / "ddp", model, torch.optim.AdamW(model.parameters()), check=check)
+
+
+# One process
+
+
+def test_alone_everything_is_the_identity(tmp_path: Path) -> None:
+    alone = Parallel()
+    assert alone.mean({"loss": 2.0, "tokens": 5.0}, 5.0) == ({"loss": 2.0, "tokens": 5.0}, 5.0)
+    batch = {"tokens": torch.arange(3)}
+    assert torch.equal(alone.rows(batch)["tokens"], batch["tokens"])
+    assert (alone.broadcast("x"), alone.collect("x"), alone.is_main) == ("x", ["x"], True)
+    alone.open_log(tmp_path)
+    alone.log_local(1, {"loss": 1.0})
+    alone.barrier()
+    alone.close()
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_optimiser_state_and_other_tensors_survive_in_one_process(tmp_path: Path) -> None:
+    reference = worker.train(Parallel())
+    worker.train(Parallel(), save_to=tmp_path, steps=worker.SAVED_AT)
+    assert worker.train(Parallel(), tmp_path) == reference  # bit for bit
+
+
+def test_blocks_are_found_wherever_a_list_holds_them() -> None:
+    model = torch.nn.ModuleDict({"inner": torch.nn.ModuleDict({"blocks": torch.nn.ModuleList()})})
+    blocks = [torch.nn.Linear(1, 1), torch.nn.Linear(1, 1)]
+    model["inner"]["blocks"].extend([*blocks, torch.nn.ReLU()])  # type: ignore[index, operator]
+    assert repeated_blocks(model) == blocks
+
+
+# How it is started
+
+
+@pytest.fixture
+def environment(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    return monkeypatch
+
+
+def test_without_torchrun_there_is_one_process(environment: pytest.MonkeyPatch) -> None:
+    assert type(parallel_from_env()) is Parallel
+    with pytest.raises(ConfigError, match=r"'fsdp' needs several processes; start it with torchrun"):
+        parallel_from_env("fsdp")
+    with pytest.raises(ConfigError, match=r"parallel is 'zero'"):
+        parallel_from_env("zero")  # type: ignore[arg-type]
+
+
+def test_half_set_variables_are_named(environment: pytest.MonkeyPatch) -> None:
+    environment.setenv("RANK", "0")
+    environment.setenv("WORLD_SIZE", "2")
+    with pytest.raises(ConfigError, match=r"RANK, WORLD_SIZE set but LOCAL_RANK, MASTER_ADDR, MASTER_PORT not"):
+        parallel_from_env()
+
+
+@pytest.mark.parametrize(
+    ("rank", "message"), [("2", r"RANK is 2 and WORLD_SIZE 2; ranks go from 0"), ("first", r"RANK is 'first'")]
+)
+def test_variables_that_make_no_sense_are_refused(
+    environment: pytest.MonkeyPatch, rank: str, message: str
+) -> None:
+    for name, value in zip(VARIABLES, (rank, "2", "0", "127.0.0.1", "1"), strict=True):
+        environment.setenv(name, value)
+    with pytest.raises(ConfigError, match=message):
+        parallel_from_env()
+
+
+def test_a_rank_that_finds_nobody_says_where_it_looked(environment: pytest.MonkeyPatch) -> None:
+    port = str(free_port())
+    for name, value in zip(VARIABLES, ("1", "2", "1", "127.0.0.1", port), strict=True):
+        environment.setenv(name, value)
+    with pytest.raises(RunError, match=rf"rank 1 of 2 cannot join the others at 127\.0\.0\.1:{port}"):
+        parallel_from_env("ddp", timeout_seconds=1)
+
+
+def test_a_missing_backend_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(dist, "is_nccl_available", lambda: False)
+    check_backends("cpu")
+    with pytest.raises(ConfigError, match=r"no nccl backend"):
+        check_backends("cuda")
+
+
+# Losing a rank
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_a_killed_rank_restarts_all_and_the_curve_is_unbroken(kind: str, tmp_path: Path) -> None:
+    place = tmp_path / kind
+    place.mkdir()
+    torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
+    environment = {key: value for key, value in os.environ.items() if key not in VARIABLES} | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(
+        [*torchrun, str(WORKER), "lost_rank", str(place)], env=environment, capture_output=True, text=True, timeout=180
+    )
+    assert done.returncode == 0, done.stderr
+    expected = worker.train(Parallel(), steps=8)
+    for rank in range(2):
+        result = json.loads((place / f"result-{rank}.json").read_text())
+        assert result["restarts"] == 1
+        assert_same_curve(result["history"], expected)
