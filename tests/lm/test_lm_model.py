@@ -16,8 +16,29 @@ from alignlab.lm.cache import KVCache
 from alignlab.lm.config import GPTConfig, RopeScaling
 from alignlab.lm.model import GPTModel
 
-NAMES = ["gpt2", "neox", "llama", "linear", "gemma2", "gemma3"]
 MakeModel = Callable[..., GPTModel]
+
+CHOICES: dict[str, tuple[str, dict[str, Any]]] = {
+    "alibi": ("llama", {"positions": "alibi"}),
+    "alibi-capped-window": (
+        "llama",
+        {"positions": "alibi", "n_heads": 6, "n_kv_heads": 3, "d_head": 6, "window": 5, "attn_softcap": 3.0},
+    ),
+    "sinusoidal": ("gpt2", {"positions": "sinusoidal"}),
+    "no-positions-relu2": ("llama", {"positions": "none", "activation": "relu2", "gated_mlp": False}),
+    "post-norm": ("gpt2", {"norm_position": "post"}),
+    "post-rmsnorm-window": ("llama", {"norm_position": "post", "window": 6, "window_layers": (True, False)}),
+    "solu": ("gpt2", {"activation": "solu"}),
+    "geglu-mqa-qk-layernorm": ("llama", {"activation": "gelu", "n_kv_heads": 1, "qk_norm": True, "norm": "layernorm"}),
+    "mup": ("llama", {"init": "mup", "mup_base_width": 16}),
+}
+"""Names of configurations beyond the families: the family they start from, and what differs."""
+NAMES = ["gpt2", "neox", "llama", "linear", "gemma2", "gemma3", *CHOICES]
+
+
+def build(make_model: MakeModel, name: str) -> GPTModel:
+    family, fields = CHOICES.get(name, (name, {}))
+    return make_model(family, **fields)
 
 
 def ids(*shape: int, seed: int = 1, vocab: int = 300) -> Tensor:
@@ -70,19 +91,25 @@ def naive_linear(layer: Any, x: Tensor) -> Tensor:
     return y if layer.bias is None else y + layer.bias.double()
 
 
+ALIBI_EXPONENTS = {4: [2, 4, 6, 8], 6: [2, 4, 6, 8, 1, 3]}
+"""Slopes are 2 to the minus these: for 6 heads those of 4, then the first and third of 8."""
+
+
 def naive_attention(model: GPTModel, index: int, x: Tensor) -> Tensor:
     config, attn = model.config, model.blocks[index].attn
     length, per_group, windowed = len(x), config.n_heads // config.n_kv_heads, config.is_windowed(index)
     q = naive_linear(attn.q, x).view(length, config.n_heads, config.d_head)
     k, v = (naive_linear(m, x).view(length, config.n_kv_heads, config.d_head) for m in (attn.k, attn.v))
     if config.qk_norm:
-        q, k = naive_norm(q, attn.q_norm, config, False), naive_norm(k, attn.k_norm, config, False)
+        centred = config.norm == "layernorm"
+        q, k = naive_norm(q, attn.q_norm, config, centred), naive_norm(k, attn.k_norm, config, centred)
     if config.positions == "rotary":
         q, k = (
             torch.stack([torch.stack([naive_rotate(h, p, config, windowed) for h in row]) for p, row in enumerate(t)])
             for t in (q, k)
         )
-    scale = config.d_head**-0.5 if config.attn_scale is None else config.attn_scale
+    scale = 1 / config.d_head if config.init == "mup" else config.d_head**-0.5
+    scale = scale if config.attn_scale is None else config.attn_scale
     z = torch.zeros(length, config.n_heads, config.d_head, dtype=torch.float64)
     for i in range(length):
         for head in range(config.n_heads):
@@ -90,6 +117,9 @@ def naive_attention(model: GPTModel, index: int, x: Tensor) -> Tensor:
             scores = [float(q[i, head] @ k[j, head // per_group]) * scale for j in seen]
             if config.attn_softcap is not None:
                 scores = [config.attn_softcap * math.tanh(s / config.attn_softcap) for s in scores]
+            if config.positions == "alibi":
+                slope = 2.0 ** -ALIBI_EXPONENTS[config.n_heads][head]
+                scores = [s - slope * (i - j) for s, j in zip(scores, seen, strict=True)]
             total = sum(math.exp(s) for s in scores)
             for j, score in zip(seen, scores, strict=True):
                 z[i, head] += math.exp(score) / total * v[j, head // per_group]
@@ -101,9 +131,25 @@ def naive_activation(x: Tensor, kind: str) -> Tensor:
         return x / (1 + (-x).exp())
     if kind == "relu":
         return x.clamp(min=0)
+    if kind == "relu2":
+        return torch.where(x > 0, x * x, 0)
+    if kind == "solu":
+        return x * (x.exp() / x.exp().sum(-1, keepdim=True))
     if kind == "gelu":
         return x * (1 + torch.erf(x / math.sqrt(2))) / 2
     return x * (1 + torch.tanh(math.sqrt(2 / math.pi) * (x + 0.044715 * x**3))) / 2
+
+
+def naive_sinusoid(position: int, width: int) -> list[float]:
+    angles = [position / 10_000 ** (2 * (d // 2) / width) for d in range(width)]
+    return [math.cos(a) if d % 2 else math.sin(a) for d, a in enumerate(angles)]
+
+
+def naive_mlp(block: Any, h: Tensor, config: GPTConfig) -> Tensor:
+    inner = naive_activation(naive_linear(block.mlp.gate if config.gated_mlp else block.mlp.up, h), config.activation)
+    if config.activation == "solu":
+        inner = naive_norm(inner, block.mlp.norm, config, True)
+    return naive_linear(block.mlp.down, inner * naive_linear(block.mlp.up, h) if config.gated_mlp else inner)
 
 
 @torch.no_grad()
@@ -112,16 +158,20 @@ def naive_logits(model: GPTModel, tokens: list[int]) -> Tensor:
     x = model.embed.weight.double()[tokens] * config.embed_scale
     if config.positions == "learned":
         x = x + model.pos_embed.weight.double()[: len(tokens)]
+    if config.positions == "sinusoidal":
+        x = x + torch.tensor([naive_sinusoid(p, config.d_model) for p in range(len(tokens))], dtype=torch.float64)
     for i, block in enumerate(model.blocks):
+        if config.norm_position == "post":
+            x = naive_norm(x + naive_attention(model, i, x), block.norm1, config, centred)
+            x = naive_norm(x + naive_mlp(block, x, config), block.norm2, config, centred)
+            continue
         attn = naive_attention(model, i, naive_norm(x, block.norm1, config, centred))
         attn = naive_norm(attn, block.post_attn_norm, config, centred) if config.post_norm else attn
-        h = naive_norm(x if config.parallel_block else x + attn, block.norm2, config, centred)
-        inner = naive_activation(
-            naive_linear(block.mlp.gate if config.gated_mlp else block.mlp.up, h), config.activation
-        )
-        out = naive_linear(block.mlp.down, inner * naive_linear(block.mlp.up, h) if config.gated_mlp else inner)
+        out = naive_mlp(block, naive_norm(x if config.parallel_block else x + attn, block.norm2, config, centred), config)
         x = x + attn + (naive_norm(out, block.post_mlp_norm, config, centred) if config.post_norm else out)
-    logits = naive_norm(x, model.final_norm, config, centred) @ model.head_weight.double().T
+    x = x if config.norm_position == "post" else naive_norm(x, model.final_norm, config, centred)
+    x = x * (config.mup_base_width / config.d_model if config.init == "mup" else 1)
+    logits = x @ model.head_weight.double().T
     cap = config.logit_softcap
     return logits if cap is None else cap * torch.tanh(logits / cap)
 
@@ -129,7 +179,7 @@ def naive_logits(model: GPTModel, tokens: list[int]) -> Tensor:
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_logits_equal_the_definition(name: str, make_model: MakeModel) -> None:
-    model, tokens = make_model(name), ids(2, 18)
+    model, tokens = build(make_model, name), ids(2, 18)
     expected = torch.stack([naive_logits(model, row) for row in tokens.tolist()])
     assert expected.std() > 0.5
     assert (model(tokens) - expected).abs().max() < 1e-4
@@ -144,8 +194,10 @@ def test_each_choice_of_the_definition_matters(make_model: MakeModel) -> None:
         ("llama", {"window": 7}), ("neox", {"rotary_dim": 8}), ("gemma2", {"attn_softcap": None}),
         ("gemma2", {"window_layers": (False, True)}), ("gemma3", {"rope_local_theta": None}),
         ("linear", {"n_kv_heads": 1, "window": 6}), ("gemma2", {"attn_scale": None}),
+        ("alibi", {"positions": "none"}), ("sinusoidal", {"positions": "none"}), ("mup", {"mup_base_width": 32}),
+        ("post-norm", {"activation": "relu2"}), ("alibi-capped-window", {"attn_softcap": None}),
     ]:  # fmt: skip
-        model = make_model(name)
+        model = build(make_model, name)
         before = naive_logits(model, tokens)
         model.config = replace(model.config, **change)  # type: ignore[arg-type]
         assert (naive_logits(model, tokens) - before).abs().max() > 1e-2, (name, change)
@@ -157,7 +209,7 @@ def test_each_choice_of_the_definition_matters(make_model: MakeModel) -> None:
 @pytest.mark.parametrize("name", NAMES)
 @torch.no_grad()
 def test_packed_documents_equal_separate_ones(name: str, make_model: MakeModel) -> None:
-    model = make_model(name)
+    model = build(make_model, name)
     lengths = [[7, 1, 12, 4], [20], [3, 15]]
     documents = [[ids(n, seed=10 * r + i) for i, n in enumerate(row)] for r, row in enumerate(lengths)]
     tokens, segments = ids(3, 26, seed=99), torch.zeros(3, 26, dtype=torch.long)  # padding holds arbitrary tokens
@@ -198,7 +250,7 @@ def new_cache(model: GPTModel, batch: int, capacity: int) -> KVCache:
 @pytest.mark.parametrize("pieces", [[20], [1] * 20, [7, 1, 1, 8, 3], [19, 1]])
 @torch.no_grad()
 def test_reading_in_pieces_equals_reading_at_once(name: str, pieces: list[int], make_model: MakeModel) -> None:
-    model, tokens = make_model(name), ids(2, 20)
+    model, tokens = build(make_model, name), ids(2, 20)
     cache = new_cache(model, 2, 23)
     steps = [model(piece, cache=cache) for piece in tokens.split(pieces, dim=1)]
     assert (torch.cat(steps, 1) - model(tokens)).abs().max() < 2e-5
@@ -211,7 +263,7 @@ def test_reading_in_pieces_equals_reading_at_once(name: str, pieces: list[int], 
 @torch.no_grad()
 def test_padding_in_the_cache_changes_nothing(name: str, side: str, make_model: MakeModel) -> None:
     """Rows of 12, 5 and 1 tokens share a batch, then each goes on for 6 tokens, one or several at a time."""
-    model, lengths, rest = make_model(name), [12, 5, 1], 6
+    model, lengths, rest = build(make_model, name), [12, 5, 1], 6
     rows = [ids(n + rest, seed=n) for n in lengths]
     tokens, real = ids(3, 12, seed=5), torch.zeros(3, 12, dtype=torch.long)
     for i, (row, n) in enumerate(zip(rows, lengths, strict=True)):
@@ -234,7 +286,7 @@ def test_padding_in_the_cache_changes_nothing(name: str, side: str, make_model: 
 @torch.no_grad()
 def test_a_shared_prefix_is_spread_and_rows_are_selected(name: str, held_once: bool, make_model: MakeModel) -> None:
     """Whether the prefix is held once for all rows or copied into each, every row reads it in full."""
-    model, prefix, own = make_model(name), ids(1, 9), ids(3, 6, seed=2)
+    model, prefix, own = build(make_model, name), ids(1, 9), ids(3, 6, seed=2)
     cache = new_cache(model, 1, 16)
     model(prefix, cache=cache)
     if held_once:
@@ -315,6 +367,20 @@ def test_zeros_in_the_configuration_are_resolved() -> None:
         ({"norm_eps": 0}, "norm_eps is 0"),
         ({"window": 0}, "window is 0"),
         ({"window_layers": (True,)}, "window_layers"),
+        ({"positions": "relative"}, "positions is 'relative', allowed: rotary, learned, sinusoidal, alibi, none"),
+        ({"activation": "swish"}, "activation is 'swish'"),
+        ({"norm_position": "middle"}, "norm_position is 'middle'"),
+        ({"attention": "flash"}, "attention is 'flash', allowed: auto, explicit, sdpa, flex"),
+        ({"init": "xavier"}, "init is 'xavier'"),
+        ({"dropout": 1.0}, "dropout is 1.0"),
+        ({"attn_softcap": 0.0}, "attn_softcap is 0.0"),
+        ({"positions": "sinusoidal", "d_model": 9, "n_heads": 3}, "d_model is 9, allowed: an even number"),
+        ({"norm_position": "post", "post_norm": True}, "post_norm is True"),
+        ({"norm_position": "post", "parallel_block": True}, "parallel_block is True"),
+        ({"activation": "solu"}, "gated_mlp is True, allowed: false where activation is solu"),
+        ({"attention": "sdpa", "attn_softcap": 5.0}, "attn_softcap is 5.0, allowed: none where attention is sdpa"),
+        ({"attention": "flex", "dropout": 0.1}, "dropout is 0.1, allowed: 0 where attention is flex"),
+        ({"mup_base_width": 0}, "mup_base_width is 0"),
     ],
 )
 def test_impossible_configurations_are_refused(fields: dict[str, Any], message: str) -> None:
