@@ -82,9 +82,9 @@ class ReinforcementSettings:
 
     method: Literal["ppo", "dpo", "none"] = "ppo"
     """`ppo` against the preference model, `dpo` on the AI preferences, or `none`."""
-    steps: int = 10
+    steps: int = 4
     """PPO: rollout batches."""
-    batch_size: int = 32
+    batch_size: int = 64
     """PPO: responses per rollout batch."""
     learning_rate: float = 3e-4
     """Peak learning rate of the policy's adapter."""
@@ -124,7 +124,7 @@ class AlignConfig:
     """An OpenAI-compatible endpoint that writes critiques and revisions and judges; without, the model does so."""
     critic_model: str | None = None
     """The model's name at that endpoint."""
-    n_prompts: int = 120
+    n_prompts: int = 96
     """Training prompts of each set to use; 0 takes all."""
     n_eval: int = 104
     """Held-out prompts of each set to measure on; 0 takes all."""
@@ -132,7 +132,7 @@ class AlignConfig:
     """Longest response, in tokens."""
     revisions: int = 2
     """Revisions written per response; the feedback keeps the best."""
-    batch_size: int = 32
+    batch_size: int = 64
     """Prompts decoded together."""
     dtype: Literal["auto", "float32", "bfloat16"] = "auto"
     """Precision of the base weights; auto takes bfloat16 where the processor multiplies it natively."""

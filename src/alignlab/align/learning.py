@@ -137,7 +137,7 @@ def reinforce_by_ppo(pipeline: AlignmentPipeline, lm: LanguageModel) -> dict[str
         PPOConfig(
             steps=settings.steps,
             batch_size=settings.batch_size,
-            minibatch_size=max(1, settings.batch_size // 2),
+            minibatch_size=max(1, settings.batch_size // 4),
             epochs=settings.passes,
             max_tokens=config.max_tokens,
             learning_rate=settings.learning_rate,
