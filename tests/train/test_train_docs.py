@@ -16,5 +16,5 @@ def test_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     names: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, str(GUIDE), "exec"), names)
-    assert len(blocks) == 5
+    assert len(blocks) == 7
     assert (tmp_path / "adapter" / "adapter_config.json").is_file()

@@ -2,7 +2,7 @@
 
     checkpoints/step_00000200/
         weights.safetensors     trainable parameters and persistent buffers
-        optimizer.safetensors   AdamW's state, `exp_avg.<parameter>` and so on
+        optimizer.safetensors   the optimiser's state, `exp_avg.<parameter>` and so on; averaged weights
         state.json              step, configuration, fingerprint of the model, history
         SHA256SUMS              of the three; `sha256sum -c` understands it
 

@@ -16,7 +16,9 @@ from torch.autograd.function import once_differentiable
 
 from alignlab.core.errors import TrainingError
 
-DEFAULT_CHUNK = 256
+CHUNK_ROWS = 256
+CHUNK_LOGITS = 2**27
+"""How many logits to hold at a time on a GPU, which needs large products to be busy: 256 MiB in bfloat16."""
 CACHED_ROWS = 16
 
 
@@ -25,19 +27,20 @@ def chunked_cross_entropy(
     weight: Float[Tensor, "v d"],
     targets: Int[Tensor, " n"],
     *,
-    chunk: int = DEFAULT_CHUNK,
+    chunk: int | None = None,
     softcap: float | None = None,
 ) -> Float[Tensor, " n"]:
     """Negative log-likelihood of each target, in nats: `logsumexp(z) - z[target]` with `z = hidden @ weight.T`.
 
     Log-sum-exp is taken in float32 (float64 for float64 input); the result has that type. The backward pass computes
     each chunk's logits again. With `softcap`, `z` becomes `softcap * tanh(z / softcap)` (Gemma 2). Under autocast the
-    matrix product runs in autocast's type.
+    matrix product runs in autocast's type. `chunk` is how many positions are worked on together; by default what suits
+    the device.
 
     Raises:
         TrainingError: shapes do not fit together.
     """
-    _check_shapes(hidden, weight, targets, chunk)
+    chunk = _check_shapes(hidden, weight, targets, chunk)
     hidden, weight = _autocast(hidden), _autocast(weight)
     with torch.autocast(hidden.device.type, enabled=False):
         losses: Tensor = _ChunkedCrossEntropy.apply(hidden, weight, targets, chunk, softcap)
@@ -48,33 +51,54 @@ def chunked_lm_loss(
     hidden: Float[Tensor, "n d"],
     weight: Float[Tensor, "v d"],
     targets: Int[Tensor, " n"],
-    loss_weights: Float[Tensor, " n"] | Bool[Tensor, " n"],
+    loss_weights: Float[Tensor, " n"] | Bool[Tensor, " n"] | None,
     *,
-    chunk: int = DEFAULT_CHUNK,
+    chunk: int | None = None,
     softcap: float | None = None,
+    z_loss: float = 0.0,
 ) -> Float[Tensor, ""]:
     """Weighted mean of the targets' negative log-likelihood (nats per token), in one sweep over the vocabulary.
 
     Equal to `(chunked_cross_entropy(...) * w).sum() / w.sum()`, but the gradients are taken while each chunk's logits
     exist, so that nothing is computed twice (the idea of Liger Kernel's fused linear cross-entropy, Hsu et al. 2024).
-    Positions of weight 0 are left out before anything is computed. `loss_weights` are constants: no gradient.
+    Positions of weight 0 are left out before anything is computed. `loss_weights` are constants: no gradient; None
+    counts every position the same. With `z_loss`, `z_loss * logsumexp(z)**2` is added to each position's loss, which
+    keeps the logits from drifting off together (Chowdhery et al. 2022, section 5).
 
     Raises:
         TrainingError: every weight is 0, a weight is negative, or shapes do not fit together.
     """
-    _check_shapes(hidden, weight, targets, chunk)
-    check_mask(loss_weights)
-    scale = loss_weights.detach().to(_accumulator(hidden.dtype))
-    if bool((scale < 0).any()):
-        raise TrainingError("loss_weights has a negative value; a position's weight is 0 or more")
-    kept = torch.nonzero(scale).squeeze(1)
-    scale = scale[kept] / scale.sum()
+    return chunked_lm_losses(hidden, weight, targets, loss_weights, chunk=chunk, softcap=softcap, z_loss=z_loss)[0]
+
+
+def chunked_lm_losses(
+    hidden: Float[Tensor, "n d"],
+    weight: Float[Tensor, "v d"],
+    targets: Int[Tensor, " n"],
+    loss_weights: Float[Tensor, " n"] | Bool[Tensor, " n"] | None,
+    *,
+    chunk: int | None = None,
+    softcap: float | None = None,
+    z_loss: float = 0.0,
+) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
+    """`chunked_lm_loss`, and how much of it is the z-loss (a number to log, without gradient)."""
+    chunk = _check_shapes(hidden, weight, targets, chunk)
+    kept, accumulator = None, _accumulator(hidden.dtype)
+    if loss_weights is None:
+        scale = torch.ones(len(hidden), dtype=accumulator, device=hidden.device)
+    else:
+        check_mask(loss_weights)
+        scale = loss_weights.detach().to(accumulator)
+        if loss_weights.dtype != torch.bool and bool((scale < 0).any()):
+            raise TrainingError("loss_weights has a negative value; a position's weight is 0 or more")
+        kept = torch.nonzero(scale).squeeze(1)
+        scale = scale[kept]
     grad_on = torch.is_grad_enabled()
     wanted = (grad_on and hidden.requires_grad, grad_on and weight.requires_grad)
     hidden, weight = _autocast(hidden), _autocast(weight)
     with torch.autocast(hidden.device.type, enabled=False):
-        loss: Tensor = _FusedLoss.apply(hidden, weight, targets, scale, kept, chunk, softcap, wanted)
-    return loss
+        loss, penalty = _FusedLoss.apply(hidden, weight, targets, scale, kept, chunk, softcap, z_loss, wanted)
+    return loss, penalty
 
 
 def check_mask(mask: Tensor, name: str = "loss_mask") -> None:
@@ -104,7 +128,8 @@ def check_variance(rewards: Tensor, name: str = "rewards") -> None:
         )
 
 
-def _check_shapes(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int) -> None:
+def _check_shapes(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int | None) -> int:
+    """The chunk to use, once the shapes are found to agree."""
     if hidden.ndim != 2 or weight.ndim != 2 or targets.ndim != 1:
         raise TrainingError(
             f"cross-entropy got hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)} and targets "
@@ -115,8 +140,11 @@ def _check_shapes(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int) -
             f"cross-entropy got hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)} and targets "
             f"{tuple(targets.shape)}; n and d must agree"
         )
+    if chunk is None:
+        return CHUNK_ROWS if hidden.device.type == "cpu" else max(CHUNK_ROWS, CHUNK_LOGITS // max(1, weight.shape[0]))
     if chunk < 1:
         raise TrainingError(f"chunk is {chunk}, allowed: a positive whole number")
+    return chunk
 
 
 def _autocast(x: Tensor) -> Tensor:
@@ -145,10 +173,14 @@ def _wide(raw: Tensor, softcap: float | None) -> Tensor:
     return logits
 
 
-def _grad_logits(logits: Tensor, log_total: Tensor, targets: Tensor, scale: Tensor, softcap: float | None) -> Tensor:
-    """Gradient of `sum(scale * nll)` with respect to the uncapped logits; overwrites `logits` where it can."""
+def _grad_logits(
+    logits: Tensor, log_total: Tensor, targets: Tensor, scale: Tensor, softcap: float | None, z_loss: float = 0.0
+) -> Tensor:
+    """Gradient of `sum(scale * (nll + z_loss log_total²))` in the uncapped logits; overwrites `logits` where it can."""
     slope = None if softcap is None else (logits / softcap).square_().neg_().add_(1.0)
     grad = logits.sub_(log_total[:, None]).exp_()  # softmax
+    if z_loss:
+        grad.mul_((1.0 + 2.0 * z_loss * log_total)[:, None])
     grad.scatter_add_(1, targets[:, None], -torch.ones_like(log_total)[:, None])
     grad.mul_(scale[:, None])
     return grad if slope is None else grad.mul_(slope)
@@ -195,7 +227,10 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 
 class _FusedLoss(torch.autograd.Function):
-    """`sum(scale * nll[kept])`; the gradients of a unit loss are ready when the forward pass ends."""
+    """`sum(scale * nll[kept]) / sum(scale)`; its gradients are ready, but for one factor, when the forward pass ends.
+
+    That factor holds the division and the loss scale: float16 gradients of a mean over many positions would underflow.
+    """
 
     @staticmethod
     def forward(
@@ -204,40 +239,46 @@ class _FusedLoss(torch.autograd.Function):
         weight: Tensor,
         targets: Tensor,
         scale: Tensor,
-        kept: Tensor,
+        kept: Tensor | None,
         chunk: int,
         softcap: float | None,
+        z_loss: float,
         wanted: tuple[bool, bool],
-    ) -> Tensor:
+    ) -> tuple[Tensor, Tensor]:
         want_hidden, want_weight = wanted
         grad_hidden = torch.zeros_like(hidden) if want_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=scale.dtype) if want_weight else None
-        loss = scale.new_zeros(())
-        for start in range(0, kept.numel(), chunk):
-            rows, part = kept[start : start + chunk], scale[start : start + chunk]
+        loss, penalty, total = scale.new_zeros(()), scale.new_zeros(()), scale.sum()
+        for start in range(0, scale.numel(), chunk):
+            part = scale[start : start + chunk]
+            rows = slice(start, start + chunk) if kept is None else kept[start : start + chunk]
             x, target = hidden[rows], targets[rows]
             raw = x @ weight.T
             for block in _blocks(raw):
                 logits = _wide(raw[block], softcap)
                 log_total = torch.logsumexp(logits, dim=1)
                 loss += torch.dot(part[block], log_total - logits.gather(1, target[block, None]).squeeze(1))
+                if z_loss:
+                    penalty += z_loss * torch.dot(part[block], log_total.square())
                 if want_hidden or want_weight:
-                    raw[block] = _grad_logits(logits, log_total, target[block], part[block], softcap)
+                    raw[block] = _grad_logits(logits, log_total, target[block], part[block], softcap, z_loss)
             if grad_hidden is not None:
                 grad_hidden[rows] = raw @ weight
             if grad_weight is not None:
                 _add_product(grad_weight, raw, x)
-        if grad_weight is not None:
-            grad_weight = grad_weight.to(weight.dtype)
-        ctx.save_for_backward(grad_hidden, grad_weight)
-        return loss
+        ctx.save_for_backward(grad_hidden, grad_weight, total)
+        ctx.narrow = weight.dtype
+        penalty = penalty / total
+        ctx.mark_non_differentiable(penalty)
+        return loss / total + penalty, penalty
 
     @staticmethod
     @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor) -> tuple[Tensor | None, ...]:
+    def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
         # Out of place: the saved gradients stay right for a second backward pass (retain_graph).
-        grads = (None if g is None else g * grad_loss.to(g.dtype) for g in ctx.saved_tensors)
-        return (*grads, None, None, None, None, None, None)
+        *saved, total = ctx.saved_tensors
+        grads = (None if g is None else (g.to(total.dtype) * (grad_loss / total)).to(ctx.narrow) for g in saved)
+        return (*grads, None, None, None, None, None, None, None)
 
 
 def _add_product(total: Tensor, grad: Tensor, x: Tensor) -> None:

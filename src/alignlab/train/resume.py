@@ -1,9 +1,10 @@
-"""From a model and its optimiser to a checkpoint and back, refusing the checkpoint of another model."""
+"""From a model and its optimiser to a checkpoint and back, refusing the checkpoint of another training."""
 
 from __future__ import annotations
 
 import dataclasses
 import hashlib
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -16,7 +17,7 @@ from alignlab.train.checkpoint import Checkpoint
 from alignlab.train.config import TrainConfig
 from alignlab.train.optim import trainable_parameters
 
-FREE_TO_CHANGE = ("checkpoint_every", "log_every")
+FREE_TO_CHANGE = ("checkpoint_every", "log_every", "validate_every", "max_rewinds", "gradient_checkpointing")
 """Settings that may differ between the two halves of a resumed training: they do not touch the weights."""
 _SAMPLED = 64
 
@@ -45,16 +46,7 @@ def restore(
         TrainingError: the checkpoint belongs to another model or another configuration; names the first difference
             and changes nothing.
     """
-    saved_config = {k: v for k, v in checkpoint.state.get("config", {}).items() if k not in FREE_TO_CHANGE}
-    own_config = {k: v for k, v in to_dict(config).items() if k not in FREE_TO_CHANGE}
-    own_model = fingerprint(model)
-    for what, saved, own in (
-        ("model", checkpoint.state.get("model", {}), own_model),
-        ("training configuration", saved_config, own_config),
-    ):
-        difference = first_difference(saved, own)
-        if difference is not None:
-            raise TrainingError(f"checkpoint {where} is of another {what}: {difference}")
+    refuse_another(checkpoint.state, where, model=fingerprint(model), config=config)
     parameters = trainable_parameters(model)
     targets = {**parameters, **persistent_buffers(model)}
     difference = first_difference(_shapes(checkpoint.weights), _shapes(targets))
@@ -69,6 +61,43 @@ def restore(
         # Scalars such as AdamW's step count live where the fused kernel wants them: with the parameter.
         optimizer.state[parameter][key] = value.to(parameter.device)
     return list(checkpoint.state.get("history", []))
+
+
+def refuse_another(
+    saved: Mapping[str, Any],
+    where: str,
+    *,
+    model: Mapping[str, Any],
+    config: TrainConfig,
+    data: Mapping[str, Any] | None = None,
+) -> None:
+    """Check that a checkpoint's state is of this `model` (its `fingerprint`), this configuration and this data.
+
+    A setting that the checkpoint does not know yet counts as its default. Data are compared where both sides name them.
+
+    Raises:
+        TrainingError: it is of another; names the first difference.
+    """
+    own_config, own_data = to_dict(config), None if data is None else json.loads(json.dumps(data))
+    saved_config = {**_defaults(config), **saved.get("config", {})}
+    for name in FREE_TO_CHANGE:
+        own_config.pop(name, None)
+        saved_config.pop(name, None)
+    for what, there, here in (
+        ("is of another model", saved.get("model", {}), model),
+        ("is of another training configuration", saved_config, own_config),
+        ("was trained on other data", saved.get("data"), own_data),
+    ):
+        if there is None or here is None:
+            continue
+        difference = first_difference(there, here)
+        if difference is not None:
+            raise TrainingError(f"checkpoint {where} {what}: {difference}")
+
+
+def _defaults(config: object) -> dict[str, Any]:
+    fields = dataclasses.fields(config) if dataclasses.is_dataclass(config) else ()
+    return {field.name: field.default for field in fields if isinstance(field.default, bool | int | float | str)}
 
 
 def fingerprint(model: nn.Module) -> dict[str, Any]:

@@ -1,38 +1,49 @@
 """The one optimisation loop: every model in the lab is trained by `Trainer.fit`.
 
-An update is: `accumulate` micro-batches, gradients clipped, one AdamW step at the scheduled learning rate. Then it is
-logged and, when due, checkpointed. Nothing else happens anywhere else.
+An update is: `accumulate` micro-batches, gradients clipped, one step of the optimiser at the scheduled learning rate.
+Then, when due, it is logged, validated and checkpointed. A loss that is not finite stops the loop, or sends it back to
+the last checkpoint. Nothing else happens anywhere else.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Callable
+import inspect
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
-import torch
 from torch import Tensor, nn
 
-from alignlab.core.errors import TrainingError
-from alignlab.core.progress import SILENT, Progress
-from alignlab.core.rng import derive_seed
-from alignlab.train.checkpoint import list_checkpoints, read_checkpoint, write_checkpoint
+from alignlab.core.config import to_dict
+from alignlab.core.errors import ConfigError, TrainingError
+from alignlab.core.progress import SILENT, Progress, ProgressTask
+from alignlab.train.checkpoint import list_checkpoints
 from alignlab.train.config import TrainConfig
-from alignlab.train.context import seeded, training_mode
-from alignlab.train.losses import check_mask
-from alignlab.train.optim import make_adamw, trainable_parameters
-from alignlab.train.resume import capture, restore
+from alignlab.train.context import (
+    checkpointed_blocks,
+    compiled,
+    evaluation_mode,
+    memory_errors_explained,
+    training_mode,
+)
+from alignlab.train.ema import PREFIX, WeightAverage, ema_weights
+from alignlab.train.observer import Metrics, Observer
+from alignlab.train.parallel import Parallel
+from alignlab.train.readout import Readout
+from alignlab.train.resume import fingerprint, refuse_another
 from alignlab.train.schedule import learning_rate_at
+from alignlab.train.spikes import DataOrder, LossSpike, SpikeDetector, judge, steps_to_skip
+from alignlab.train.update import Updater
 
 if TYPE_CHECKING:
     from alignlab.core.runs import Run
 
 Batch = dict[str, Tensor]
-Metrics = dict[str, float]
-LossFn = Callable[[nn.Module, Batch], tuple[Tensor, Metrics]]
-"""Scalar loss of one micro-batch, and what to log about it.
+LossFn = Callable[[nn.Module, Batch], tuple[Tensor, Mapping[str, float | Tensor]]]
+"""Scalar loss of one micro-batch, and what to log about it: numbers, or tensors of one number, which cost no wait.
 
 If the metrics have `tokens`, the loss is taken as a mean over that many tokens: accumulated micro-batches then count in
 proportion, so that the update is the gradient of the mean over all their tokens. Without it each counts the same.
@@ -69,49 +80,101 @@ class Trainer:
         name: str = "train",
         checkpoint_dir: str | Path | None = None,
         progress: Progress | None = None,
+        parallel: Parallel | None = None,
+        observers: Sequence[Observer] = (),
+        scales: Mapping[str, float] | None = None,
+        data_fingerprint: dict[str, Any] | None = None,
+        validate: Callable[[nn.Module], Metrics] | None = None,
     ) -> None:
+        """See the class.
+
+        Args:
+            parallel: the processes that train together; alone by default.
+            observers: see every update (`alignlab.train.observer`).
+            scales: learning-rate multipliers by parameter name.
+            data_fingerprint: what identifies the data; a checkpoint of other data is refused.
+            validate: metrics of the model in evaluation mode, called every `validate_every` updates and after the last;
+                with `ema_decay`, also of the averaged weights, logged with `ema_` before their names.
+
+        Raises:
+            ConfigError: `z_loss` for a loss that does not take it, or `spike_factor` without a place for checkpoints.
+        """
+        if config.z_loss:
+            if "z_loss" not in inspect.signature(loss_fn).parameters:
+                named = getattr(loss_fn, "__name__", type(loss_fn).__name__)
+                raise ConfigError(f"z_loss is {config.z_loss}, but the loss {named} has no argument z_loss; set it to 0")
+            loss_fn = partial(loss_fn, z_loss=config.z_loss)  # type: ignore[call-arg]
         self.model, self.loss_fn, self.config, self.run, self.name = model, loss_fn, config, run, name
         if checkpoint_dir is None and run is not None:
             checkpoint_dir = Path(run.checkpoints) / name
         self.checkpoint_dir = None if checkpoint_dir is None else Path(checkpoint_dir)
         self.progress = SILENT if progress is None else progress
+        self.parallel = Parallel() if parallel is None else parallel
+        self.observers, self.scales, self.data, self.validate = tuple(observers), scales, data_fingerprint, validate
         self.history: list[Metrics] = []
+
+    @property
+    def average(self) -> WeightAverage | None:
+        """The moving average of the weights, for `ema_weights`; None before `fit` and without `ema_decay`."""
+        updater: Updater | None = getattr(self, "updater", None)
+        return None if updater is None else updater.average
 
     def fit(self, batch_at: Callable[[int], Batch]) -> TrainResult:
         """Train to `config.steps` updates; `batch_at(i)` is micro-batch number i, the same whenever it is asked.
 
         Raises:
             TrainingError: a loss, metric or gradient that is not finite, a batch whose `loss_mask` is empty, a loss
-                that no trainable parameter influences, or a checkpoint that cannot be written, read or continued.
+                that no trainable parameter influences, a loss that goes on spiking after `max_rewinds` rewinds, a GPU
+                out of memory, a compiler that is missing, or a checkpoint that cannot be written, read or continued.
         """
         config = self.config
-        self.parameters = list(trainable_parameters(self.model).values())
-        self.device = self.parameters[0].device
-        self.optimizer = make_adamw(
-            self.model,
-            learning_rate=config.learning_rate,
-            weight_decay=config.weight_decay,
-            beta1=config.beta1,
-            beta2=config.beta2,
-        )
+        where = self.parallel.broadcast(None if self.checkpoint_dir is None else str(self.checkpoint_dir))
+        self.checkpoint_dir = None if where is None else Path(where)
+        if config.spike_factor and self.checkpoint_dir is None:
+            raise ConfigError("spike_factor is set, but there is no checkpoint to rewind to; give a checkpoint_dir")
+        self.identity = self.parallel.broadcast(fingerprint(self.model))  # before sharding changes the parameters
+        together = {"parallel": self.parallel, "observers": self.observers, "scales": self.scales}
+        self.updater = Updater(self.model, self.loss_fn, config, self.name, **together)  # type: ignore[arg-type]
+        self.order, self.spikes, self.rewinds = DataOrder(), SpikeDetector(config.spike_factor), 0
+        self.pending: Readout | None = None
         start = self._resume()
         label = f"{self.name} from step {start}" if start else self.name
-        with training_mode(self.model), self.progress.task(label, config.steps - start, unit="steps") as task:
-            for step in range(start + 1, config.steps + 1):
-                metrics = self._update(step, batch_at)
-                last = step == config.steps
-                if last or step % config.log_every == 0:
-                    self.history.append({"step": step, **metrics})
-                    if self.run is not None:
-                        self.run.log(step, {f"{self.name}/{key}": value for key, value in metrics.items()})
-                task.advance(1, tokens=int(metrics.get("tokens", 0)))
-                if last or (config.checkpoint_every and step % config.checkpoint_every == 0):
-                    self._save(step)
+        with ExitStack() as stack:
+            stack.enter_context(training_mode(self.model))
+            if config.gradient_checkpointing:
+                stack.enter_context(checkpointed_blocks(self.model))
+            if config.compile:
+                stack.enter_context(compiled(self.model))
+            task = stack.enter_context(self.progress.task(label, config.steps - start, unit="steps"))
+            self._train(start, batch_at, task)
         return TrainResult(config.steps, self.history[-1]["loss"], self.history)
 
-    def _update(self, step: int, batch_at: Callable[[int], Batch]) -> Metrics:
-        """One optimiser step; `step` counts from 1."""
+    def _train(self, step: int, batch_at: Callable[[int], Batch], task: ProgressTask) -> None:
         config = self.config
+        if config.spike_factor and step == 0:
+            self._save(0)  # somewhere to rewind to
+        while step < config.steps:
+            step += 1
+            last = step == config.steps
+            validates = self.validate is not None and (last or _due(step, config.validate_every))
+            saves = last or _due(step, config.checkpoint_every)
+            try:
+                self._update(step, batch_at, task)
+                if not self.updater.lazy or validates or saves:
+                    self._judge()
+                    if validates:
+                        self._validate()
+                    self._log(task)
+                if saves:
+                    self._save(step)
+            except LossSpike as spike:
+                back = self._rewind(spike)
+                task.advance(back - (config.steps - (task.total or 0)) - task.done)
+                step = back
+
+    def _update(self, step: int, batch_at: Callable[[int], Batch], task: ProgressTask) -> None:
+        """One optimiser step; `step` counts from 1."""
+        config, updater = self.config, self.updater
         rate = learning_rate_at(
             step - 1,
             peak=config.learning_rate,
@@ -119,76 +182,120 @@ class Trainer:
             warmup_steps=config.warmup_steps,
             schedule=config.schedule,
             min_lr_ratio=config.min_lr_ratio,
+            decay_fraction=config.decay_fraction,
         )
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
-        self.optimizer.zero_grad(set_to_none=True)
-        first = (step - 1) * config.accumulate
-        parts = [self._backward(step, i, batch_at(i)) for i in range(first, first + config.accumulate)]
-        metrics, total = _mean(parts)
-        gradients = [p.grad for p in self.parameters if p.grad is not None]
-        if total != 1.0:
-            torch._foreach_div_(gradients, total)
-        norm = nn.utils.clip_grad_norm_(self.parameters, config.grad_clip or math.inf)
-        metrics |= {"grad_norm": float(norm), "learning_rate": rate}
-        self._require_finite(step, metrics)
-        self.optimizer.step()
-        return metrics
+        with memory_errors_explained(self.name, step, config):
+            readout = updater.gradients(step, self.order.slot(step), rate, batch_at)
+            if updater.lazy:  # the numbers of the update before this one have arrived by now
+                self._judge()
+                self._log(task)
+                self.pending = readout
+                updater.step(readout)
+            else:
+                self.pending = readout
+                self._judge()
+                updater.step(readout)
 
-    def _backward(self, step: int, index: int, batch: Batch) -> Metrics:
-        """Add one micro-batch's gradient, times its weight, to the parameters' `grad`."""
-        batch = {key: value.to(self.device) for key, value in batch.items()}
-        if "loss_mask" in batch:
-            check_mask(batch["loss_mask"], f"{self.name} at step {step}: loss_mask")
-        with seeded(derive_seed(self.config.seed, self.name, index), self.device):
-            with torch.autocast(self.device.type, torch.bfloat16, enabled=self.config.precision == "bf16"):
-                loss, metrics = self.loss_fn(self.model, batch)
-            if loss.ndim or not loss.requires_grad:
-                raise TrainingError(
-                    f"{self.name}: the loss must be a scalar that depends on a trainable parameter, "
-                    f"but it has shape {tuple(loss.shape)} and requires_grad={loss.requires_grad}"
-                )
-            metrics = {"loss": float(loss.detach()), **{k: float(v) for k, v in metrics.items() if k != "loss"}}
-            self._require_finite(step, metrics)
-            weight = metrics.get("tokens", 1.0) if self.config.accumulate > 1 else 1.0
-            if weight <= 0:
-                raise TrainingError(f"{self.name}/tokens is {weight:g} at step {step}; a batch must have some to learn")
-            (loss if weight == 1.0 else loss * weight).backward()
-        return metrics
+    def _judge(self) -> None:
+        """Refuse the pending update if its numbers are not finite or its loss spikes."""
+        if self.pending is None:
+            return
+        try:
+            judge(self.name, self.pending.step, self.pending.read(), self.spikes)
+        except LossSpike as spike:
+            if self.config.spike_factor:
+                raise
+            advice = "a lower learning rate or precision='fp32' may help"
+            raise TrainingError(f"{spike.reason}; {self._last_checkpoint()}, {advice}") from None
 
-    def _require_finite(self, step: int, metrics: Metrics) -> None:
-        for key, value in metrics.items():
-            if not math.isfinite(value):
-                saved = list_checkpoints(self.checkpoint_dir) if self.checkpoint_dir is not None else []
-                rest = f"the last checkpoint is {saved[-1]}" if saved else "nothing was updated in this step"
-                raise TrainingError(
-                    f"{self.name}/{key} is {value} at step {step}, it must be finite; {rest}, "
-                    "a lower learning rate or precision='fp32' may help"
-                )
+    def _log(self, task: ProgressTask) -> None:
+        """Record the pending update, which has been judged."""
+        if self.pending is None:
+            return
+        step, metrics = self.pending.step, self.pending.read()
+        self.pending = None
+        self.spikes.accept(metrics["loss"])
+        if step == self.config.steps or step % self.config.log_every == 0:
+            self.history.append({"step": step, **metrics})
+            if self.run is not None and self.parallel.is_main:
+                self.run.log(step, {f"{self.name}/{key}": value for key, value in metrics.items()})
+        task.advance(1, tokens=int(metrics.get("tokens", 0)))
+
+    def _validate(self) -> None:
+        assert self.validate is not None
+        assert self.pending is not None
+        with evaluation_mode(self.model), self.parallel.gathered(self.updater.compute):
+            self.pending.add(self.validate(self.model))
+            if self.average is not None:
+                with ema_weights(self.model, self.average):
+                    averaged = {f"ema_{key}": value for key, value in self.validate(self.model).items()}
+                self.pending.add(averaged)
+        self._judge()
+
+    def _last_checkpoint(self) -> str:
+        saved = list_checkpoints(self.checkpoint_dir) if self.checkpoint_dir is not None else []
+        return f"the last checkpoint is {saved[-1]}" if saved else "nothing was updated in this step"
+
+    def _state_tensors(self) -> dict[str, Tensor]:
+        average = self.average
+        return {} if average is None else {f"{PREFIX}{name}": tensor for name, tensor in average.tensors.items()}
 
     def _save(self, step: int) -> None:
-        if self.checkpoint_dir is not None:
-            captured = capture(self.model, self.optimizer, self.config, step, self.history)
-            write_checkpoint(self.checkpoint_dir, captured)
+        self.rewinds = 0
+        if self.checkpoint_dir is None:
+            return
+        scale = self.updater.scale
+        extra = {
+            "config": to_dict(self.config),
+            "model": self.identity,
+            "data": self.data,
+            "history": self.history,
+            "skipped": self.order.skipped,
+            "recent losses": self.spikes.losses,
+            "loss scale": None if scale is None else scale.state(),
+        }
+        tensors = self._state_tensors()
+        self.parallel.save(self.checkpoint_dir, step, self.model, self.updater.optimizer, extra, tensors)
 
     def _resume(self) -> int:
         """Continue from the newest checkpoint; the number of updates already done."""
         self.history = []
-        saved = list_checkpoints(self.checkpoint_dir) if self.checkpoint_dir is not None else []
-        if not saved:
+        if self.checkpoint_dir is None:
             return 0
-        checkpoint = read_checkpoint(saved[-1])
-        self.history = restore(checkpoint, self.model, self.optimizer, self.config, str(saved[-1]))
-        return checkpoint.step
+        extra = self.parallel.load(
+            self.checkpoint_dir,
+            self.model,
+            self.updater.optimizer,
+            tensors=self._state_tensors(),
+            check=partial(refuse_another, model=self.identity, config=self.config, data=self.data),
+        )
+        if extra is None:
+            return 0
+        self.history = list(extra["history"])
+        self.order.skipped = sorted({*self.order.skipped, *extra.get("skipped", [])})
+        self.spikes.losses = list(extra.get("recent losses", []))
+        if self.updater.scale is not None:
+            self.updater.scale.load(extra["loss scale"])
+        return int(extra["step"])
+
+    def _rewind(self, spike: LossSpike) -> int:
+        """Go back to the last checkpoint and leave out the data that led to the spike; the step to go on from."""
+        self.pending = None
+        self.rewinds += 1
+        if self.rewinds > self.config.max_rewinds:
+            raise TrainingError(
+                f"{spike.reason}, again after {self.config.max_rewinds} rewinds: {self.name} diverges; "
+                f"{self._last_checkpoint()}, a lower learning rate or a longer warm-up may help"
+            ) from spike
+        back = self._resume()
+        steps = steps_to_skip(spike.step, back, self.rewinds)
+        slots = self.order.skip(steps[0], steps[-1])
+        if self.run is not None and self.parallel.is_main:
+            self.run.event(
+                "loss_spike", training=self.name, step=spike.step, reason=spike.reason, rewound_to=back, skipped=slots
+            )
+        return back
 
 
-def _mean(parts: list[Metrics]) -> tuple[Metrics, float]:
-    """Metrics of the whole accumulated batch (means weighted by `tokens`, `tokens` itself summed), and total weight."""
-    if len(parts) == 1:
-        return dict(parts[0]), 1.0
-    if any(part.keys() != parts[0].keys() for part in parts):
-        raise TrainingError("the loss function must return the same metrics for every micro-batch of an update")
-    weights = [part.get("tokens", 1.0) for part in parts]
-    total = math.fsum(weights)
-    means = {key: math.fsum(w * p[key] for w, p in zip(weights, parts, strict=True)) / total for key in parts[0]}
-    return means | ({"tokens": total} if "tokens" in means else {}), total
+def _due(step: int, every: int) -> bool:
+    return every > 0 and step % every == 0
