@@ -6,20 +6,16 @@ Both losses walk over the positions a chunk at a time, so that the largest tempo
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from typing import Any
-
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
-from torch.autograd.function import once_differentiable
 
 from alignlab.core.errors import TrainingError
+from alignlab.train.fused_loss import ChunkedCrossEntropy, FusedLoss, accumulator_of
 
 CHUNK_ROWS = 256
 CHUNK_LOGITS = 2**27
 """How many logits to hold at a time on a GPU, which needs large products to be busy: 256 MiB in bfloat16."""
-CACHED_ROWS = 16
 
 
 def chunked_cross_entropy(
@@ -43,7 +39,7 @@ def chunked_cross_entropy(
     chunk = _check_shapes(hidden, weight, targets, chunk)
     hidden, weight = _autocast(hidden), _autocast(weight)
     with torch.autocast(hidden.device.type, enabled=False):
-        losses: Tensor = _ChunkedCrossEntropy.apply(hidden, weight, targets, chunk, softcap)
+        losses: Tensor = ChunkedCrossEntropy.apply(hidden, weight, targets, chunk, softcap)
     return losses
 
 
@@ -83,12 +79,12 @@ def chunked_lm_losses(
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """`chunked_lm_loss`, and how much of it is the z-loss (a number to log, without gradient)."""
     chunk = _check_shapes(hidden, weight, targets, chunk)
-    kept, accumulator = None, _accumulator(hidden.dtype)
+    kept, wide = None, accumulator_of(hidden.dtype)
     if loss_weights is None:
-        scale = torch.ones(len(hidden), dtype=accumulator, device=hidden.device)
+        scale = torch.ones(len(hidden), dtype=wide, device=hidden.device)
     else:
         check_mask(loss_weights)
-        scale = loss_weights.detach().to(accumulator)
+        scale = loss_weights.detach().to(wide)
         if loss_weights.dtype != torch.bool and bool((scale < 0).any()):
             raise TrainingError("loss_weights has a negative value; a position's weight is 0 or more")
         kept = torch.nonzero(scale).squeeze(1)
@@ -97,7 +93,7 @@ def chunked_lm_losses(
     wanted = (grad_on and hidden.requires_grad, grad_on and weight.requires_grad)
     hidden, weight = _autocast(hidden), _autocast(weight)
     with torch.autocast(hidden.device.type, enabled=False):
-        loss, penalty = _FusedLoss.apply(hidden, weight, targets, scale, kept, chunk, softcap, z_loss, wanted)
+        loss, penalty = FusedLoss.apply(hidden, weight, targets, scale, kept, chunk, softcap, z_loss, wanted)
     return loss, penalty
 
 
@@ -153,137 +149,3 @@ def _autocast(x: Tensor) -> Tensor:
     if torch.is_autocast_enabled(device) and x.dtype == torch.float32:
         return x.to(torch.get_autocast_dtype(device))
     return x
-
-
-def _accumulator(dtype: torch.dtype) -> torch.dtype:
-    return torch.float64 if dtype == torch.float64 else torch.float32
-
-
-def _blocks(raw: Tensor) -> Iterator[slice]:
-    """Rows to work through at a time: what comes between two matrix products should stay in a processor's cache."""
-    step = CACHED_ROWS if raw.device.type == "cpu" else len(raw)
-    return (slice(start, start + step) for start in range(0, len(raw), step))
-
-
-def _wide(raw: Tensor, softcap: float | None) -> Tensor:
-    """Logits in the accumulation type, (rows, v); the caller may overwrite them and with them `raw`."""
-    logits = raw.to(_accumulator(raw.dtype))
-    if softcap is not None:
-        logits.div_(softcap).tanh_().mul_(softcap)
-    return logits
-
-
-def _grad_logits(
-    logits: Tensor, log_total: Tensor, targets: Tensor, scale: Tensor, softcap: float | None, z_loss: float = 0.0
-) -> Tensor:
-    """Gradient of `sum(scale * (nll + z_loss log_total²))` in the uncapped logits; overwrites `logits` where it can."""
-    slope = None if softcap is None else (logits / softcap).square_().neg_().add_(1.0)
-    grad = logits.sub_(log_total[:, None]).exp_()  # softmax
-    if z_loss:
-        grad.mul_((1.0 + 2.0 * z_loss * log_total)[:, None])
-    grad.scatter_add_(1, targets[:, None], -torch.ones_like(log_total)[:, None])
-    grad.mul_(scale[:, None])
-    return grad if slope is None else grad.mul_(slope)
-
-
-class _ChunkedCrossEntropy(torch.autograd.Function):
-    """(n, d), (v, d), (n,) -> (n,); keeps only its inputs and one log-sum-exp a position."""
-
-    @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int, softcap: float | None) -> Tensor:
-        n = hidden.shape[0]
-        losses = hidden.new_empty(n, dtype=_accumulator(hidden.dtype))
-        log_totals = torch.empty_like(losses)
-        for start in range(0, n, chunk):
-            rows = slice(start, start + chunk)
-            raw, totals = hidden[rows] @ weight.T, log_totals[rows]
-            for block in _blocks(raw):
-                logits = _wide(raw[block], softcap)
-                totals[block] = torch.logsumexp(logits, dim=1)
-                losses[rows][block] = totals[block] - logits.gather(1, targets[rows][block, None]).squeeze(1)
-        ctx.save_for_backward(hidden, weight, targets, log_totals)
-        ctx.chunk, ctx.softcap = chunk, softcap
-        return losses
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_losses: Tensor) -> tuple[Tensor | None, ...]:
-        hidden, weight, targets, log_totals = ctx.saved_tensors
-        need_hidden, need_weight = ctx.needs_input_grad[:2]
-        grad_hidden = torch.zeros_like(hidden) if need_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=log_totals.dtype) if need_weight else None
-        for start in range(0, hidden.shape[0], ctx.chunk):
-            rows = slice(start, start + ctx.chunk)
-            raw = hidden[rows] @ weight.T
-            totals, wanted, scale = log_totals[rows], targets[rows], grad_losses[rows]
-            for block in _blocks(raw):
-                logits = _wide(raw[block], ctx.softcap)
-                raw[block] = _grad_logits(logits, totals[block], wanted[block], scale[block], ctx.softcap)
-            if grad_hidden is not None:
-                torch.mm(raw, weight, out=grad_hidden[rows])
-            if grad_weight is not None:
-                _add_product(grad_weight, raw, hidden[rows])
-        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None
-
-
-class _FusedLoss(torch.autograd.Function):
-    """`sum(scale * nll[kept]) / sum(scale)`; its gradients are ready, but for one factor, when the forward pass ends.
-
-    That factor holds the division and the loss scale: float16 gradients of a mean over many positions would underflow.
-    """
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        hidden: Tensor,
-        weight: Tensor,
-        targets: Tensor,
-        scale: Tensor,
-        kept: Tensor | None,
-        chunk: int,
-        softcap: float | None,
-        z_loss: float,
-        wanted: tuple[bool, bool],
-    ) -> tuple[Tensor, Tensor]:
-        want_hidden, want_weight = wanted
-        grad_hidden = torch.zeros_like(hidden) if want_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=scale.dtype) if want_weight else None
-        loss, penalty, total = scale.new_zeros(()), scale.new_zeros(()), scale.sum()
-        for start in range(0, scale.numel(), chunk):
-            part = scale[start : start + chunk]
-            rows = slice(start, start + chunk) if kept is None else kept[start : start + chunk]
-            x, target = hidden[rows], targets[rows]
-            raw = x @ weight.T
-            for block in _blocks(raw):
-                logits = _wide(raw[block], softcap)
-                log_total = torch.logsumexp(logits, dim=1)
-                loss += torch.dot(part[block], log_total - logits.gather(1, target[block, None]).squeeze(1))
-                if z_loss:
-                    penalty += z_loss * torch.dot(part[block], log_total.square())
-                if want_hidden or want_weight:
-                    raw[block] = _grad_logits(logits, log_total, target[block], part[block], softcap, z_loss)
-            if grad_hidden is not None:
-                grad_hidden[rows] = raw @ weight
-            if grad_weight is not None:
-                _add_product(grad_weight, raw, x)
-        ctx.save_for_backward(grad_hidden, grad_weight, total)
-        ctx.narrow = weight.dtype
-        penalty = penalty / total
-        ctx.mark_non_differentiable(penalty)
-        return loss / total + penalty, penalty
-
-    @staticmethod
-    @once_differentiable
-    def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
-        # Out of place: the saved gradients stay right for a second backward pass (retain_graph).
-        *saved, total = ctx.saved_tensors
-        grads = (None if g is None else (g.to(total.dtype) * (grad_loss / total)).to(ctx.narrow) for g in saved)
-        return (*grads, None, None, None, None, None, None, None)
-
-
-def _add_product(total: Tensor, grad: Tensor, x: Tensor) -> None:
-    """`total += grad.T @ x`, added up in `total`'s type however narrow the operands are."""
-    if grad.dtype == total.dtype:
-        total.addmm_(grad.T, x)
-    else:
-        total.add_(grad.T @ x)

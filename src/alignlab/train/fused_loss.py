@@ -1,0 +1,187 @@
+"""The two sweeps behind `alignlab.train.losses`, as autograd functions: logits a chunk at a time, gradients by hand."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+CACHED_ROWS = 16
+
+
+def accumulator_of(dtype: torch.dtype) -> torch.dtype:
+    """The type in which sums over a vocabulary or a batch are taken: float32, or float64 for float64."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+def _blocks(raw: Tensor) -> Iterator[slice]:
+    """Rows to work through at a time: what comes between two matrix products should stay in a processor's cache."""
+    step = CACHED_ROWS if raw.device.type == "cpu" else len(raw)
+    return (slice(start, start + step) for start in range(0, len(raw), step))
+
+
+def _wide(raw: Tensor, softcap: float | None) -> Tensor:
+    """Logits in the accumulation type, (rows, v); the caller may overwrite them and with them `raw`."""
+    logits = raw.to(accumulator_of(raw.dtype))
+    if softcap is not None:
+        logits.div_(softcap).tanh_().mul_(softcap)
+    return logits
+
+
+def _grad_logits(
+    logits: Tensor, log_total: Tensor, targets: Tensor, scale: Tensor, softcap: float | None, z_loss: float = 0.0
+) -> Tensor:
+    """Gradient of `sum(scale * (nll + z_loss log_total²))` in the uncapped logits; overwrites `logits` where it can."""
+    slope = None if softcap is None else (logits / softcap).square_().neg_().add_(1.0)
+    grad = logits.sub_(log_total[:, None]).exp_()  # softmax
+    if z_loss:
+        grad.mul_((1.0 + 2.0 * z_loss * log_total)[:, None])
+    grad.scatter_add_(1, targets[:, None], -torch.ones_like(log_total)[:, None])
+    grad.mul_(scale[:, None])
+    return grad if slope is None else grad.mul_(slope)
+
+
+def _sweep(
+    raw: Tensor, targets: Tensor, scale: Tensor, softcap: float | None, z_loss: float, want_grad: bool
+) -> tuple[Tensor, Tensor]:
+    """Sums of `scale * nll` and of `scale * z_loss * log_total²` over rows of logits, which their gradient replaces."""
+    logits = _wide(raw, softcap)
+    log_total = torch.logsumexp(logits, dim=1)
+    loss = torch.dot(scale, log_total - logits.gather(1, targets[:, None]).squeeze(1))
+    penalty = z_loss * torch.dot(scale, log_total.square()) if z_loss else scale.new_zeros(())
+    if want_grad:
+        raw.copy_(_grad_logits(logits, log_total, targets, scale, softcap, z_loss))
+    return loss, penalty
+
+
+def sweep_to_compile(
+    raw: Tensor, targets: Tensor, scale: Tensor, softcap: float | None, z_loss: float, want_grad: bool
+) -> tuple[Tensor, Tensor]:
+    """`_sweep` without temporaries written over, which a compiler turns into one pass for sums and one for gradients."""
+    logits = raw.to(scale.dtype)
+    if softcap is not None:
+        logits = softcap * torch.tanh(logits / softcap)
+    log_total = torch.logsumexp(logits, dim=1)
+    loss = (scale * (log_total - logits.gather(1, targets[:, None]).squeeze(1))).sum()
+    penalty = z_loss * (scale * log_total.square()).sum()
+    if want_grad:
+        share = torch.exp(logits - log_total[:, None]) * (1.0 + 2.0 * z_loss * log_total)[:, None]
+        hot = torch.arange(raw.shape[1], device=raw.device) == targets[:, None]
+        grad = (share - hot.to(share.dtype)) * scale[:, None]
+        raw.copy_(grad if softcap is None else grad * (1.0 - (logits / softcap).square()))
+    return loss, penalty
+
+
+@functools.cache
+def _sweep_on(device: str) -> Callable[..., tuple[Tensor, Tensor]]:
+    """On a GPU the compiled sweep, where there is a compiler: logits then cross the memory three times, not twenty."""
+    if device == "cuda":
+        from torch.utils._triton import has_triton
+
+        if has_triton():
+            return torch.compile(sweep_to_compile)
+    return _sweep
+
+
+class ChunkedCrossEntropy(torch.autograd.Function):
+    """(n, d), (v, d), (n,) -> (n,); keeps only its inputs and one log-sum-exp a position."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int, softcap: float | None) -> Tensor:
+        n = hidden.shape[0]
+        losses = hidden.new_empty(n, dtype=accumulator_of(hidden.dtype))
+        log_totals = torch.empty_like(losses)
+        for start in range(0, n, chunk):
+            rows = slice(start, start + chunk)
+            raw, totals = hidden[rows] @ weight.T, log_totals[rows]
+            for block in _blocks(raw):
+                logits = _wide(raw[block], softcap)
+                totals[block] = torch.logsumexp(logits, dim=1)
+                losses[rows][block] = totals[block] - logits.gather(1, targets[rows][block, None]).squeeze(1)
+        ctx.save_for_backward(hidden, weight, targets, log_totals)
+        ctx.chunk, ctx.softcap = chunk, softcap
+        return losses
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_losses: Tensor) -> tuple[Tensor | None, ...]:
+        hidden, weight, targets, log_totals = ctx.saved_tensors
+        need_hidden, need_weight = ctx.needs_input_grad[:2]
+        grad_hidden = torch.zeros_like(hidden) if need_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=log_totals.dtype) if need_weight else None
+        for start in range(0, hidden.shape[0], ctx.chunk):
+            rows = slice(start, start + ctx.chunk)
+            raw = hidden[rows] @ weight.T
+            totals, wanted, scale = log_totals[rows], targets[rows], grad_losses[rows]
+            for block in _blocks(raw):
+                logits = _wide(raw[block], ctx.softcap)
+                raw[block] = _grad_logits(logits, totals[block], wanted[block], scale[block], ctx.softcap)
+            if grad_hidden is not None:
+                torch.mm(raw, weight, out=grad_hidden[rows])
+            if grad_weight is not None:
+                _add_product(grad_weight, raw, hidden[rows])
+        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None
+
+
+class FusedLoss(torch.autograd.Function):
+    """`sum(scale * nll[kept]) / sum(scale)`; its gradients are ready, but for one factor, when the forward pass ends.
+
+    That factor holds the division and the loss scale: float16 gradients of a mean over many positions would underflow.
+    """
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        targets: Tensor,
+        scale: Tensor,
+        kept: Tensor | None,
+        chunk: int,
+        softcap: float | None,
+        z_loss: float,
+        wanted: tuple[bool, bool],
+    ) -> tuple[Tensor, Tensor]:
+        want_hidden, want_weight = wanted
+        grad_hidden = torch.zeros_like(hidden) if want_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=scale.dtype) if want_weight else None
+        sweep = _sweep_on(hidden.device.type)
+        loss, penalty, total = scale.new_zeros(()), scale.new_zeros(()), scale.sum()
+        for start in range(0, scale.numel(), chunk):
+            part = scale[start : start + chunk]
+            rows = slice(start, start + chunk) if kept is None else kept[start : start + chunk]
+            x, target = hidden[rows], targets[rows]
+            raw = x @ weight.T
+            for block in _blocks(raw):
+                sums = sweep(raw[block], target[block], part[block], softcap, z_loss, want_hidden or want_weight)
+                loss += sums[0]
+                penalty += sums[1]
+            if grad_hidden is not None:
+                grad_hidden[rows] = raw @ weight
+            if grad_weight is not None:
+                _add_product(grad_weight, raw, x)
+        ctx.save_for_backward(grad_hidden, grad_weight, total)
+        ctx.narrow = weight.dtype
+        penalty = penalty / total
+        ctx.mark_non_differentiable(penalty)
+        return loss / total + penalty, penalty
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_loss: Tensor, _: Tensor) -> tuple[Tensor | None, ...]:
+        # Out of place: the saved gradients stay right for a second backward pass (retain_graph).
+        *saved, total = ctx.saved_tensors
+        grads = (None if g is None else (g.to(total.dtype) * (grad_loss / total)).to(ctx.narrow) for g in saved)
+        return (*grads, None, None, None, None, None, None, None)
+
+
+def _add_product(total: Tensor, grad: Tensor, x: Tensor) -> None:
+    """`total += grad.T @ x`, added up in `total`'s type however narrow the operands are."""
+    if grad.dtype == total.dtype:
+        total.addmm_(grad.T, x)
+    else:
+        total.add_(grad.T @ x)
