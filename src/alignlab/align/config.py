@@ -28,8 +28,8 @@ def require_all(settings: object, where: str, *, counts: Sequence[str] = (), pos
 class SupervisedSettings:
     """Supervised fine-tuning on the revisions, mixed with helpful answers."""
 
-    epochs: float = 2.0
-    """Passes over the examples."""
+    epochs: float = 1.5
+    """Passes over the examples; more of them make a small model decline nearly everything."""
     learning_rate: float = 1e-3
     """Peak learning rate of the adapter."""
     rank: int = 16
@@ -124,7 +124,7 @@ class AlignConfig:
     """An OpenAI-compatible endpoint that writes critiques and revisions and judges; without, the model does so."""
     critic_model: str | None = None
     """The model's name at that endpoint."""
-    n_prompts: int = 96
+    n_prompts: int = 80
     """Training prompts of each set to use; 0 takes all."""
     n_eval: int = 104
     """Held-out prompts of each set to measure on; 0 takes all."""
