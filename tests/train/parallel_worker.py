@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -24,9 +25,11 @@ from alignlab.core.errors import AlignlabError
 from alignlab.core.rng import derive_seed, torch_generator
 from alignlab.lm.config import GPTConfig
 from alignlab.lm.model import GPTModel
+from alignlab.train.config import TrainConfig
 from alignlab.train.language import language_model_loss
 from alignlab.train.optim import make_adamw, trainable_parameters
 from alignlab.train.parallel import Parallel, parallel_from_env
+from alignlab.train.trainer import Trainer
 
 CONFIG = GPTConfig(vocab_size=37, n_ctx=16, d_model=24, n_layers=2, n_heads=2, d_mlp=41, norm="layernorm")
 ROWS, LENGTH, ACCUMULATE, STEPS, SAVED_AT = 4, 12, 2, 6, 3
@@ -36,7 +39,8 @@ CLIP = 0.7
 def batch_at(index: int) -> dict[str, Tensor]:
     """Micro-batch `index` over all ranks; its later rows have far fewer tokens to learn than its first ones."""
     generator = torch_generator(derive_seed(5, "batch", index))
-    tokens = torch.randint(0, CONFIG.vocab_size, (ROWS, LENGTH), generator=generator)
+    starts = torch.randint(0, CONFIG.vocab_size, (ROWS, 1), generator=generator)
+    tokens = (starts + 3 * torch.arange(LENGTH)) % CONFIG.vocab_size
     keep = torch.tensor([0.9, 0.9, 0.3, 0.1])[:, None]
     mask = torch.rand(ROWS, LENGTH, generator=generator) < keep
     mask[:, 1] = True
@@ -103,21 +107,57 @@ def counted(name: str, calls: list[str]) -> Callable[[nn.Module], None]:
         if name == "ddp":
             hooks: Any = importlib.import_module("torch.distributed.algorithms.ddp_comm_hooks.default_hooks")
 
-            def hook(state: None, bucket: Any) -> Any:
+            def hook(state, bucket):  # type: ignore[no-untyped-def]  # DDP refuses annotations that are strings
                 calls.append("all-reduce")
                 return hooks.allreduce_hook(None, bucket)
 
             compute.register_comm_hook(None, hook)  # type: ignore[operator]
         else:
-            original = dist.reduce_scatter_tensor
+            called = "reduce_scatter_single" if hasattr(dist, "reduce_scatter_single") else "reduce_scatter_tensor"
+            original = getattr(dist, called)
 
-            def reduce_scatter_tensor(*args: Any, **kwargs: Any) -> Any:
+            def reduce_scatter(*args: Any, **kwargs: Any) -> Any:
                 calls.append("reduce-scatter")
                 return original(*args, **kwargs)
 
-            dist.reduce_scatter_tensor = reduce_scatter_tensor
+            setattr(dist, called, reduce_scatter)
 
     return watch
+
+
+def through_trainer(parallel: Parallel, optimizer: str, directory: Path | None = None, *, steps: int = 4) -> Any:
+    """The trainer's own loop: history, checkpoints every 2 updates, averaged weights, validation."""
+    config = TrainConfig(
+        steps=4,
+        learning_rate=1e-2,
+        weight_decay=0.1,
+        grad_clip=CLIP,
+        accumulate=ACCUMULATE,
+        optimizer=optimizer,  # type: ignore[arg-type]
+        ema_decay=0.0,
+        checkpoint_every=2,
+        validate_every=2,
+    )
+
+    def rows_at(index: int) -> dict[str, Tensor]:
+        if index >= steps * ACCUMULATE:
+            raise InterruptedError
+        return parallel.rows(batch_at(index))
+
+    def validate(model: nn.Module) -> dict[str, float]:
+        return {"validation": float(language_model_loss(model, batch_at(10_000))[0])}
+
+    trainer = Trainer(
+        GPTModel(CONFIG, seed=parallel.rank),
+        language_model_loss,
+        config,
+        parallel=parallel,
+        checkpoint_dir=directory,
+        validate=validate,
+    )
+    with suppress(InterruptedError):
+        trainer.fit(rows_at)
+    return trainer.history
 
 
 def refusal(action: Callable[[], object]) -> str:
@@ -162,6 +202,19 @@ def both(directory: Path) -> dict[str, Any]:
     return result
 
 
+def trainer(directory: Path) -> dict[str, Any]:
+    """Two ranks in the trainer's own loop, both kinds and both optimisers, and one that is interrupted."""
+    result: dict[str, Any] = {}
+    for kind in ("ddp", "fsdp"):
+        parallel = parallel_from_env(kind)  # type: ignore[arg-type]
+        for optimizer in ("adamw", "muon"):
+            result[f"{kind} {optimizer}"] = through_trainer(parallel, optimizer)
+        through_trainer(parallel, "adamw", directory / kind, steps=3)  # interrupted after the checkpoint of step 2
+        result[f"{kind} continued"] = through_trainer(parallel, "adamw", directory / kind)
+    dist.destroy_process_group()
+    return result
+
+
 def lost_rank(directory: Path) -> dict[str, Any]:
     """Rank 1 is killed after step 5 the first time."""
 
@@ -178,5 +231,5 @@ def lost_rank(directory: Path) -> dict[str, Any]:
 if __name__ == "__main__":
     torch.set_num_threads(1)
     where = Path(sys.argv[2])
-    outcome = {"both": both, "lost_rank": lost_rank}[sys.argv[1]](where)
+    outcome = {"both": both, "trainer": trainer, "lost_rank": lost_rank}[sys.argv[1]](where)
     (where / f"result-{os.environ['RANK']}.json").write_text(json.dumps(outcome))

@@ -12,6 +12,8 @@ import os
 import socket
 import subprocess
 import sys
+import time
+from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
 from typing import Any
@@ -48,19 +50,22 @@ def free_port() -> int:
 
 
 def start(scenario: str, directory: Path, ranks: int = 2) -> list[dict[str, Any]]:
-    """What each rank wrote down."""
+    """What each rank wrote down. When one fails, the others are not waited for."""
     port = str(free_port())
-    processes = []
-    for rank in range(ranks):
-        numbers = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks)}
-        environment = os.environ | numbers | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port, "OMP_NUM_THREADS": "1"}
-        command = [sys.executable, str(WORKER), scenario, str(directory)]
-        processes.append(
-            subprocess.Popen(command, env=environment, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
-        )
-    for rank, process in enumerate(processes):
-        output, _ = process.communicate(timeout=120)
-        assert process.returncode == 0, f"rank {rank}:\n{output}"
+    with ExitStack() as stack:
+        processes = []
+        for rank in range(ranks):
+            numbers = {"RANK": str(rank), "LOCAL_RANK": str(rank), "WORLD_SIZE": str(ranks), "OMP_NUM_THREADS": "1"}
+            environment = os.environ | numbers | {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": port}
+            command = [sys.executable, str(WORKER), scenario, str(directory)]
+            log = stack.enter_context(open(directory / f"output-{rank}.txt", "w+"))
+            process = subprocess.Popen(command, env=environment, stdout=log, stderr=log)
+            processes.append(stack.enter_context(process))
+            stack.callback(process.kill)
+        while any(process.poll() is None for process in processes) and not any(process.poll() for process in processes):
+            time.sleep(0.05)
+    said = "\n".join((directory / f"output-{rank}.txt").read_text() for rank in range(ranks))
+    assert [process.returncode for process in processes] == [0] * ranks, said
     return [json.loads((directory / f"result-{rank}.json").read_text()) for rank in range(ranks)]
 
 
@@ -180,6 +185,17 @@ def test_what_check_refuses_is_not_loaded(directory: Path, results: list[dict[st
         Parallel().load(directory / "ddp", model, torch.optim.AdamW(model.parameters()), check=check)
 
 
+@pytest.mark.slow
+def test_the_trainer_gives_the_curve_of_one_process_and_goes_on_after_an_interruption(tmp_path: Path) -> None:
+    expected = {optimizer: worker.through_trainer(Parallel(), optimizer) for optimizer in ("adamw", "muon")}
+    assert {"loss", "validation", "ema_validation", "grad_norm"} <= expected["adamw"][-1].keys()
+    for rank in start("trainer", tmp_path):
+        for kind in ("ddp", "fsdp"):
+            assert_same_curve(rank[f"{kind} continued"], expected["adamw"])
+            for optimizer, curve in expected.items():
+                assert_same_curve(rank[f"{kind} {optimizer}"], curve)
+
+
 # One process
 
 
@@ -237,9 +253,7 @@ def test_half_set_variables_are_named(environment: pytest.MonkeyPatch) -> None:
 @pytest.mark.parametrize(
     ("rank", "message"), [("2", r"RANK is 2 and WORLD_SIZE 2; ranks go from 0"), ("first", r"RANK is 'first'")]
 )
-def test_variables_that_make_no_sense_are_refused(
-    environment: pytest.MonkeyPatch, rank: str, message: str
-) -> None:
+def test_variables_that_make_no_sense_are_refused(environment: pytest.MonkeyPatch, rank: str, message: str) -> None:
     for name, value in zip(VARIABLES, (rank, "2", "0", "127.0.0.1", "1"), strict=True):
         environment.setenv(name, value)
     with pytest.raises(ConfigError, match=message):

@@ -65,7 +65,8 @@ class Shards:
         reader, _ = sharded_storage()
         stored = reader(str(path)).read_metadata().state_dict_metadata
         self.shapes = {
-            name: (entry.properties.dtype, () if name in scalars else tuple(entry.size)) for name, entry in stored.items()
+            name: (entry.properties.dtype, () if name in scalars else tuple(entry.size))
+            for name, entry in stored.items()
         }
 
     def read_into(self, targets: Mapping[str, Tensor]) -> None:
@@ -85,7 +86,9 @@ def sharded_storage() -> tuple[Any, Any]:
     return HuggingFaceStorageReader, HuggingFaceStorageWriter
 
 
-def named_tensors(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+def named_tensors(
+    model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]
+) -> dict[str, Tensor]:
     """Everything that a checkpoint holds as tensors."""
     states = {
         f"optimizer.{key}.{name}": torch.as_tensor(value)
@@ -106,8 +109,12 @@ def require_same(path: Path, source: Source, wanted: Mapping[str, Tensor], param
     own = {name: _describe(tensor.dtype, tuple(tensor.shape)) for name, tensor in wanted.items()}
     difference = first_difference(saved, own)
     if difference is None:
-        foreign = {split_state_name(name)[1] for name in source.shapes if name.startswith("optimizer.")} - parameters.keys()
-        difference = f"it has an optimiser state of {min(foreign)}, which is no trainable parameter" if foreign else None
+        foreign = {
+            split_state_name(name)[1] for name in source.shapes if name.startswith("optimizer.")
+        } - parameters.keys()
+        difference = (
+            f"it has an optimiser state of {min(foreign)}, which is no trainable parameter" if foreign else None
+        )
     if difference is not None:
         raise TrainingError(f"checkpoint {path} is of another model: {difference}")
 

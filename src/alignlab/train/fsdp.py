@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, Any
 
@@ -19,13 +19,13 @@ from alignlab.train.parallel import LossModule
 from alignlab.train.process_group import Ranks
 
 if TYPE_CHECKING:
-    from alignlab.train.trainer import Batch, LossFn, Metrics
+    from alignlab.train.trainer import Batch, LossFn
 
 
 class _Sharded(LossModule):
     """A `LossModule` that can be entered without a batch, which lets the root of the sharding set itself up."""
 
-    def forward(self, batch: Batch | None) -> tuple[Tensor, Metrics] | None:  # type: ignore[override]
+    def forward(self, batch: Batch | None) -> tuple[Tensor, Mapping[str, float | Tensor]] | None:  # type: ignore[override]
         return None if batch is None else super().forward(batch)
 
 

@@ -49,7 +49,7 @@ class LossModule(nn.Module):
         super().__init__()
         self.model, self.loss_fn = model, loss_fn
 
-    def forward(self, batch: Batch) -> tuple[Tensor, Metrics]:
+    def forward(self, batch: Batch) -> tuple[Tensor, Mapping[str, float | Tensor]]:
         """The loss function's answer about the model on this batch."""
         return self.loss_fn(self.model, batch)
 
@@ -69,7 +69,7 @@ class Parallel:
         return self.rank == 0
 
     def prepare(self, model: nn.Module, loss_fn: LossFn) -> nn.Module:
-        """`compute`, with `compute(batch) -> (loss, metrics)`: what to differentiate instead of `loss_fn(model, batch)`.
+        """`compute`, a module: `compute(batch)` stands for `loss_fn(model, batch)` and is what to differentiate.
 
         Call it before making the optimiser. The model moves to this process's device, and rank 0's weights are
         everybody's.

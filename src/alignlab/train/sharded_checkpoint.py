@@ -221,5 +221,7 @@ def _finish(temporary: Path, final: Path, sums: Mapping[str, str], state: dict[s
 def _sums_of(path: Path, parallel: Parallel) -> dict[str, str]:
     """SHA-256 of every tensor file and of the state, each rank taking its share of the files."""
     names = sorted(file.name for file in path.iterdir() if file.suffix in (".safetensors", ".json"))
-    own = _together(parallel, lambda: {name: sha256_file(path / name) for name in names[parallel.rank :: parallel.world]})
+    own = _together(
+        parallel, lambda: {name: sha256_file(path / name) for name in names[parallel.rank :: parallel.world]}
+    )
     return {name: digest for part in parallel.collect(own) for name, digest in part.items()}
