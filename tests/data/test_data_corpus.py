@@ -156,13 +156,15 @@ def test_the_hub_is_streamed(monkeypatch: pytest.MonkeyPatch) -> None:
     asked = fake_datasets(monkeypatch, lambda: ({"text": t, "id": i} for i, t in enumerate(["a", "", "b"])))
     assert list(Corpus("hub:owner/name:part", split="validation")) == ["a", "b"]
     assert asked == [("owner/name", "part", {"split": "validation", "streaming": True})]
-    with pytest.raises(DataError, match="hub:owner/name, split train, document 1 has no field 'body', only 'text', 'id'"):
+    with pytest.raises(
+        DataError, match="hub:owner/name, split train, document 1 has no field 'body', only 'text', 'id'"
+    ):
         list(Corpus("hub:owner/name", field="body"))
 
 
 def test_what_goes_wrong_with_the_hub(monkeypatch: pytest.MonkeyPatch) -> None:
     fake_datasets(monkeypatch, ConnectionError("no route to host\nand more"))
-    with pytest.raises(DataError, match="hub:owner/name, split train cannot be opened: no route to host$"):
+    with pytest.raises(DataError, match=r"hub:owner/name, split train cannot be opened: no route to host$"):
         list(Corpus("hub:owner/name"))
 
     def broken() -> Any:

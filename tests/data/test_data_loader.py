@@ -44,7 +44,7 @@ def test_windows_are_those_of_a_naive_loader(shard_tokens: int, corpus: Make) ->
         assert batch["tokens"].shape == batch["targets"].shape == (4, 16)
         assert batch["tokens"].dtype == batch["targets"].dtype == torch.int64
         assert torch.equal(batch["tokens"][:, 1:], batch["targets"][:, :-1])
-        seen.update(tuple([*tokens, last]) for tokens, last in zip(batch["tokens"].tolist(), batch["targets"][:, -1].tolist()))
+        seen.update((*tokens, last) for tokens, last in zip(batch["tokens"].tolist(), batch["targets"][:, -1].tolist()))
     assert set(seen) == windows
     assert set(seen.values()) == {20}
 

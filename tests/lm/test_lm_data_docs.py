@@ -15,7 +15,7 @@ PAGE = (Path(__file__).parents[2] / "docs" / "data.md").read_text()
 
 def test_batches_are_what_the_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    documents = [f"document {i} says that {i * i} is {i} times {i}" for i in range(200)]
+    documents = [f"document {i} says that {i * i} is {i} times {i}" for i in range(400)]
     (tmp_path / "text.jsonl").write_text("".join(json.dumps({"text": d}) + "\n" for d in documents))
     tokenize(["text.jsonl", "--out", "tokens", "--vocab-size", "300"])
     (block,) = re.findall(r"```python\n(from alignlab\.data\.loader.*?)```", PAGE, flags=re.DOTALL)

@@ -54,7 +54,9 @@ def test_batches_encode_as_single_documents(kind: str, documents: list[str], bat
 
 def test_other_tokenizers_are_encoded_whole() -> None:
     """Splitting at spaces marks the start of a text, so that pieces would have other ids."""
-    core = tokenizers.Tokenizer(tokenizers.models.Unigram([("▁", -3.0), ("a", -2.0), ("b", -2.0), ("\n", -2.0)], unk_id=0))
+    core = tokenizers.Tokenizer(
+        tokenizers.models.Unigram([("▁", -3.0), ("a", -2.0), ("b", -2.0), ("\n", -2.0)], unk_id=0)
+    )
     core.pre_tokenizer = tokenizers.pre_tokenizers.Metaspace(prepend_scheme="first")
     tokenizer = Tokenizer(core, SpecialTokens(eos=0))
     text = "a b\n" * 40_000
@@ -95,7 +97,7 @@ def test_a_changed_tokenizer_is_refused(tmp_path: Path) -> None:
     write_tokenized(tmp_path / "out", KINDS["bpe"], DOCUMENTS[:3], DOCUMENTS[3:])
     others = {
         "trained on other text": train_bpe(["another text, another text"], 300),
-        "larger": train_bpe(DOCUMENTS, 301),
+        "smaller": train_bpe(DOCUMENTS, 265),
         "bytes": byte_vocabulary(),
         "other control tokens": train_bpe(DOCUMENTS, 300, special_tokens=("<|end|>", "<|im_start|>", "<|im_end|>")),
     }
@@ -105,7 +107,7 @@ def test_a_changed_tokenizer_is_refused(tmp_path: Path) -> None:
         with pytest.raises(DataError, match="tokenize the text again or use the tokenizer beside the shards"):
             check_tokenizer(manifest, other)
     shutil.rmtree(tmp_path / "out" / "tokenizer")
-    others["larger"].save(tmp_path / "out" / "tokenizer")
+    others["smaller"].save(tmp_path / "out" / "tokenizer")
     with pytest.raises(DataError, match="were made by the tokenizer"):
         open_tokenized(tmp_path / "out")
 

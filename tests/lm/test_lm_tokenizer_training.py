@@ -62,7 +62,9 @@ def test_characters_round_trip_or_are_named(text: str, other: str) -> None:
     assert tokenizer.vocab_size == len(set(text + "x")) + len(SPECIAL_TOKENS)
     unknown = [c for c in other if c not in text + "x"]
     if unknown:
-        with pytest.raises(DataError, match=re.escape(f"the character {unknown[0]!r} (U+{ord(unknown[0]):04X}) is not")):
+        with pytest.raises(
+            DataError, match=re.escape(f"the character {unknown[0]!r} (U+{ord(unknown[0]):04X}) is not")
+        ):
             tokenizer.encode(other)
     else:
         assert tokenizer.decode(tokenizer.encode(other)) == other
@@ -142,7 +144,11 @@ def test_conversations_are_rendered_with_their_control_tokens() -> None:
 def test_saved_files_load_here_and_in_transformers_with_equal_ids(kind: str, tmp_path: Path) -> None:
     tokenizer = {"bpe": bpe, "byte": by_bytes, "character": lambda: character_vocabulary([TEXT])}[kind]()
     tokenizer.save(tmp_path)
-    ours, plain, theirs = load_tokenizer(tmp_path), Tokenizer.from_hf(tmp_path), hf.AutoTokenizer.from_pretrained(tmp_path)
+    ours, plain, theirs = (
+        load_tokenizer(tmp_path),
+        Tokenizer.from_hf(tmp_path),
+        hf.AutoTokenizer.from_pretrained(tmp_path),
+    )
     text = "the fox sleeps over\n\nthere, don't\ttab  12"
     expected = tokenizer.encode(text)
     assert type(ours) is type(tokenizer)

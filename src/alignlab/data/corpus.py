@@ -12,7 +12,7 @@ import json
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import IO, cast
 
 from alignlab.core.errors import DataError
 from alignlab.core.extras import import_extra
@@ -94,7 +94,9 @@ def text_documents(path: str | Path, separator: str | None = None) -> Iterator[s
             *whole, waiting = waiting.split(separator)
             yield from whole
         if len(waiting) > MAX_DOCUMENT_BYTES:
-            raise DataError(f"{path}: a document has more than {MAX_DOCUMENT_BYTES} characters; is {separator!r} right?")
+            raise DataError(
+                f"{path}: a document has more than {MAX_DOCUMENT_BYTES} characters; is {separator!r} right?"
+            )
     yield waiting
 
 
@@ -117,7 +119,7 @@ def _decoded(path: Path) -> Iterator[str]:
 
 def _opened(path: Path) -> IO[bytes]:
     try:
-        return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+        return cast(IO[bytes], gzip.open(path)) if path.suffix == ".gz" else path.open("rb")
     except OSError as error:
         raise DataError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from error
 

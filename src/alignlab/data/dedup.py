@@ -168,9 +168,7 @@ def _signature(text: str, functions: tuple[np.ndarray, np.ndarray]) -> UInt[np.n
     return (least >> np.uint64(32)).astype("<u4")
 
 
-def minhash(
-    text: str, *, permutations: int = PERMUTATIONS, seed: int = 0
-) -> UInt[np.ndarray, " permutations"]:
+def minhash(text: str, *, permutations: int = PERMUTATIONS, seed: int = 0) -> UInt[np.ndarray, " permutations"]:
     """The signature of a text: `np.mean(minhash(a) == minhash(b))` estimates the similarity of two texts."""
     return _signature(text, _hash_functions(permutations, seed))
 

@@ -86,7 +86,7 @@ class TokenLoader:
         """Whole batches in one pass over the rows, at least 1."""
         return max(1, self.rows // self.batch_size)
 
-    
+    @property
     def padding(self) -> float:
         """The share of positions that packing leaves empty; 0 without `documents`."""
         plan = self._plan
@@ -218,4 +218,3 @@ class Prefetch:
 
     def __exit__(self, *_: object) -> None:
         self.close()
-

@@ -141,7 +141,8 @@ def _check(manifest: Manifest, where: str) -> None:
         stated, found = getattr(manifest, name), sum(getattr(shard, name) for shard in manifest.shards)
         if stated != found:
             raise DataError(f"{where}: {name} is {stated}, but those of the shards sum to {found}")
-    for entry in (*manifest.shards, manifest.index):
+    files: list[ShardInfo | IndexInfo] = [*manifest.shards, manifest.index]
+    for entry in files:
         # A name from a foreign manifest must not lead out of its directory.
         if not entry.file or Path(entry.file).name != entry.file:
             raise DataError(f"{where}: {entry.file!r} is not the plain name of a file beside the manifest")

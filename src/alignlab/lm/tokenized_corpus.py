@@ -1,8 +1,8 @@
 """A tokenised corpus: a directory with token shards for training and validation, and the tokenizer that made them.
 
-    DIRECTORY/train/        manifest.json, shard-00000.bin, documents.idx
-    DIRECTORY/validation/   the same
-    DIRECTORY/tokenizer/    tokenizer.json and its companions, as Hugging Face has them
+DIRECTORY/train/        manifest.json, shard-00000.bin, documents.idx
+DIRECTORY/validation/   the same
+DIRECTORY/tokenizer/    tokenizer.json and its companions, as Hugging Face has them
 """
 
 from __future__ import annotations
@@ -120,7 +120,7 @@ class _BatchEncoder:
     def __call__(self, texts: list[str], number: int) -> list[np.ndarray]:
         """Ids of each text; `number` is that of the first, for messages."""
         if self.table is not None:
-            return [self._by_table(self.table, text, number + i) for i, text in enumerate(texts)]
+            return [_by_table(self.table, text, number + i) for i, text in enumerate(texts)]
         if self.is_bytes:
             return [np.frombuffer(text.encode(), dtype=np.uint8).astype(np.int64) for text in texts]
         pieces = [list(split_long(text)) if self.may_split else [text] for text in texts]
@@ -131,12 +131,12 @@ class _BatchEncoder:
         )
         return [np.concatenate([next(ids) for _ in parts]) for parts in pieces]
 
-    
-    def _by_table(table: CharacterTable, text: str, number: int) -> np.ndarray:
-        try:
-            return table.encode(text)
-        except DataError as error:
-            raise DataError(f"document {number}: {error}") from None
+
+def _by_table(table: CharacterTable, text: str, number: int) -> np.ndarray:
+    try:
+        return table.encode(text)
+    except DataError as error:
+        raise DataError(f"document {number}: {error}") from None
 
 
 def _spells_bytes(vocabulary: dict[str, int]) -> bool:

@@ -61,7 +61,7 @@ def train_bpe(
     least = 256 + len(special_tokens)
     if vocab_size < least:
         raise DataError(
-            f"vocab_size is {vocab_size}, allowed: at least {least} (256 bytes and {len(special_tokens)} special tokens)"
+            f"vocab_size is {vocab_size}, allowed: at least {least} (256 bytes, {len(special_tokens)} special tokens)"
         )
     core = byte_level_core(models.BPE())
     trainer = trainers.BpeTrainer(
@@ -116,7 +116,7 @@ def _with_roles(core: tokenizers.Tokenizer, special_tokens: Sequence[str]) -> To
     end = core.token_to_id(special_tokens[0])
     chats = {"<|im_start|>", "<|im_end|>"} <= set(special_tokens)
     made = CharacterTokenizer if is_character_core(core) else Tokenizer
-    return made(core, SpecialTokens(bos=end, eos=end), CHATML if chats else None)
+    return made(core, SpecialTokens(bos=end, eos=end, pad=end), CHATML if chats else None)
 
 
 def _check_special(tokens: Sequence[str]) -> None:
