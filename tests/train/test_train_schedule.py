@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from itertools import pairwise
 from typing import Any
 
 import pytest
@@ -104,5 +105,5 @@ def test_between_floor_and_peak_and_never_rising_after_the_warm_up(
     ]
     later = rates[warmup:]
     assert all(floor - 1e-12 <= rate <= 1 + 1e-12 for rate in later)
-    assert all(b <= a + 1e-12 for a, b in zip(later, later[1:], strict=False))
+    assert all(b <= a + 1e-12 for a, b in pairwise(later))
     assert rates[0] > 0 or floor == 0

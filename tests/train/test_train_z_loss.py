@@ -63,7 +63,9 @@ def test_its_share_is_reported_and_has_no_gradient() -> None:
 
 @pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("z_loss", [0.0, 0.1])
-def test_what_a_gpu_compiles_computes_the_same(softcap: float | None, z_loss: float, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_a_gpu_compiles_computes_the_same(
+    softcap: float | None, z_loss: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
     hidden, weight, targets, weights = inputs()
     expected = chunked_lm_losses(hidden, weight, targets, weights, chunk=5, softcap=softcap, z_loss=z_loss)
     expected_grads = torch.autograd.grad(expected[0], (hidden, weight))

@@ -61,7 +61,8 @@ def checkpointed_blocks(model: nn.Module) -> Iterator[None]:
     blocks = getattr(model, "blocks", None)
     if not isinstance(blocks, nn.ModuleList | nn.Sequential) or len(blocks) == 0:
         raise ConfigError(
-            f"gradient_checkpointing is on, but {type(model).__name__} has no `blocks`, the list of modules to apply it to"
+            f"gradient_checkpointing is on, but {type(model).__name__} has no `blocks`, the list of modules to apply it "
+            "to; switch it off"
         )
     for block in blocks:
         cast(Any, block).forward = partial(checkpoint, block.forward, use_reentrant=False)
@@ -89,8 +90,8 @@ def compiled(model: nn.Module) -> Iterator[None]:
             raise
         said = str(error).strip().splitlines() or [type(error).__name__]
         raise TrainingError(
-            f"torch.compile could not compile {type(model).__name__}.{name}: {said[0]}; a C++ compiler is needed on the "
-            "CPU and Triton on a GPU, or set compile=False"
+            f"torch.compile could not compile {type(model).__name__}.{name}: {said[0]}; a C++ compiler is needed on "
+            "the CPU and Triton on a GPU, or set compile=False"
         ) from error
     finally:
         delattr(model, name)

@@ -61,7 +61,7 @@ def _sweep(
 def sweep_to_compile(
     raw: Tensor, targets: Tensor, scale: Tensor, softcap: float | None, z_loss: float, want_grad: bool
 ) -> tuple[Tensor, Tensor]:
-    """`_sweep` without temporaries written over, which a compiler turns into one pass for sums and one for gradients."""
+    """`_sweep` without writing over temporaries: a compiler makes one pass for the sums of it and one for gradients."""
     logits = raw.to(scale.dtype)
     if softcap is not None:
         logits = softcap * torch.tanh(logits / softcap)
@@ -130,7 +130,8 @@ class ChunkedCrossEntropy(torch.autograd.Function):
 class FusedLoss(torch.autograd.Function):
     """`sum(scale * nll[kept]) / sum(scale)`; its gradients are ready, but for one factor, when the forward pass ends.
 
-    That factor holds the division and the loss scale: float16 gradients of a mean over many positions would underflow.
+    In float16 the division is part of that factor: divided before, gradients of a mean over many positions would
+    underflow, and the loss scale would come too late.
     """
 
     @staticmethod
@@ -151,6 +152,8 @@ class FusedLoss(torch.autograd.Function):
         grad_weight = torch.zeros_like(weight, dtype=scale.dtype) if want_weight else None
         sweep = _sweep_on(hidden.device.type)
         loss, penalty, total = scale.new_zeros(()), scale.new_zeros(()), scale.sum()
+        if hidden.dtype != torch.float16:
+            scale, total = scale / total, torch.ones_like(total)
         for start in range(0, scale.numel(), chunk):
             part = scale[start : start + chunk]
             rows = slice(start, start + chunk) if kept is None else kept[start : start + chunk]

@@ -102,7 +102,9 @@ class Trainer:
         if config.z_loss:
             if "z_loss" not in inspect.signature(loss_fn).parameters:
                 named = getattr(loss_fn, "__name__", type(loss_fn).__name__)
-                raise ConfigError(f"z_loss is {config.z_loss}, but the loss {named} has no argument z_loss; set it to 0")
+                raise ConfigError(
+                    f"z_loss is {config.z_loss}, but the loss {named} has no argument z_loss; set it to 0"
+                )
             loss_fn = partial(loss_fn, z_loss=config.z_loss)  # type: ignore[call-arg]
         self.model, self.loss_fn, self.config, self.run, self.name = model, loss_fn, config, run, name
         if checkpoint_dir is None and run is not None:

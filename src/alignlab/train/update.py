@@ -143,7 +143,8 @@ class Updater:
         return value.to(self.device)
 
     def _number(self, value: float | Tensor) -> float | Tensor:
-        return value.detach() if self.lazy and isinstance(value, Tensor) else float(value)
+        value = value.detach() if isinstance(value, Tensor) else value
+        return value if self.lazy and isinstance(value, Tensor) else float(value)
 
     def _weight(self, step: int, metrics: Numbers) -> float | Tensor:
         """What this micro-batch's mean loss counts in the update's."""
