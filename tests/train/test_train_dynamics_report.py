@@ -35,7 +35,11 @@ def write_run(path: Path, *, noise: bool = True, layers: bool = True, steps: int
     rng = np.random.default_rng(0)
     with Run.create({"train": {"grad_clip": 1.0}}, name="tiny", path=path) as run:
         for step in range(1, steps + 1):
-            row = {"loss": 2 + math.exp(-step / 20), "learning_rate": 1e-3, "grad_norm": 0.5 * math.exp(rng.normal() / 9)}
+            row = {
+                "loss": 2 + math.exp(-step / 20),
+                "learning_rate": 1e-3,
+                "grad_norm": 0.5 * math.exp(rng.normal() / 9),
+            }
             if step == 40:
                 row["grad_norm"] = 8.0
             if noise:
@@ -156,9 +160,7 @@ def test_numbers_in_words() -> None:
     assert limits(Interval(5, 0.0, math.inf, 3)) == "95 %: no bound"
 
 
-@pytest.mark.parametrize(
-    ("slope", "word"), [(-0.01, "still falling"), (0.0, "flat"), (0.02, "rising")]
-)
+@pytest.mark.parametrize(("slope", "word"), [(-0.01, "still falling"), (0.0, "flat"), (0.02, "rising")])
 def test_the_loss_at_the_end(slope: float, word: str) -> None:
     assert f"**{word}**" in read_loss([(i, 3.0 + slope * i) for i in range(100)])
 

@@ -29,7 +29,7 @@ def tokens_at(i: int) -> Batch:
 def test_layers_of_parameters() -> None:
     assert layer_of("blocks.3.attn.q.weight") == "blocks.3.attn"
     assert layer_of("blocks.3.norm1.weight") == "blocks.3.norm1"
-    assert layer_of("0.weight") == "0.weight"
+    assert layer_of("0.weight") == "0"
     assert layer_of("embed.weight") == "embed"
     assert layer_of("theta") == "theta"
 
@@ -53,7 +53,7 @@ def test_norms_in_one_go() -> None:
     assert tensor_norms(tensors) == [5.0, 4.0, 1.5]
     assert tensor_norms([]) == []
     many = torch.full((1 << 20,), 0.001, dtype=torch.bfloat16)  # a sum in bfloat16 would stall
-    assert tensor_norms([many])[0] == pytest.approx(float(many[0]) * 1024, rel=1e-4)
+    assert tensor_norms([many])[0] == pytest.approx(float(many[0]) * 1024, rel=1e-3)
 
 
 def squares(model: nn.Module, batch: Batch) -> tuple[Tensor, Metrics]:
@@ -67,9 +67,11 @@ def test_numbers_by_hand() -> None:
         model[1].weight.fill_(3.0)
     config = TrainConfig(steps=1, learning_rate=0.5, schedule="constant", grad_clip=1.0)
     with LayerStatistics(model, every=1, by="parameter") as statistics:
-        (row,) = Trainer(model, squares, config, observers=[statistics]).fit(
-            lambda i: {"x": torch.tensor([[1.0], [-1.0]])}
-        ).history
+        (row,) = (
+            Trainer(model, squares, config, observers=[statistics])
+            .fit(lambda i: {"x": torch.tensor([[1.0], [-1.0]])})
+            .history
+        )
     # y = w0 w1 x, loss = 2 w0² w1²: gradients 4 w0 w1² = 72 and 4 w0² w1 = 48, unclipped.
     assert row["layers/0.weight/gradient_norm"] == pytest.approx(72.0)
     assert row["layers/1.weight/gradient_norm"] == pytest.approx(48.0)
@@ -77,8 +79,8 @@ def test_numbers_by_hand() -> None:
     # AdamW's first step is the learning rate, whatever the gradient.
     assert row["layers/0.weight/update_ratio"] == pytest.approx(0.5 / 2.0, rel=1e-4)
     assert row["layers/1.weight/update_ratio"] == pytest.approx(0.5 / 3.0, rel=1e-4)
-    assert row["layers/0/activation_rms"] == row["layers/0/activation_max"] == 2.0
-    assert row["layers/1/activation_rms"] == 6.0
+    assert row["layers/0/activation_rms"] == pytest.approx(row["layers/0/activation_max"]) == pytest.approx(2.0)
+    assert row["layers/1/activation_rms"] == pytest.approx(6.0)
 
 
 def test_activations_are_those_that_the_taps_see() -> None:
@@ -121,7 +123,9 @@ def test_hooks_are_there_only_for_measured_updates() -> None:
 def test_all_layers_add_up_to_the_gradient_norm() -> None:
     model = small()
     with LayerStatistics(model, every=1, activations=False) as statistics:
-        (row,) = Trainer(model, language_model_loss, TrainConfig(steps=1), observers=[statistics]).fit(tokens_at).history
+        (row,) = (
+            Trainer(model, language_model_loss, TrainConfig(steps=1), observers=[statistics]).fit(tokens_at).history
+        )
     parts = [value for key, value in row.items() if key.endswith("/gradient_norm")]
     assert math.sqrt(sum(part**2 for part in parts)) == pytest.approx(row["grad_norm"], rel=1e-5)
     assert not any("activation" in key for key in row)
@@ -132,7 +136,9 @@ def test_the_observer_changes_no_bit() -> None:
     def trained(observe: bool) -> GPTModel:
         model = small()
         observers = [LayerStatistics(model, every=2)] if observe else []
-        Trainer(model, language_model_loss, TrainConfig(steps=4, learning_rate=1e-3), observers=observers).fit(tokens_at)
+        Trainer(model, language_model_loss, TrainConfig(steps=4, learning_rate=1e-3), observers=observers).fit(
+            tokens_at
+        )
         return model
 
     pairs = zip(trained(True).parameters(), trained(False).parameters(), strict=True)
@@ -157,7 +163,7 @@ def test_a_model_that_calls_no_hook_is_named() -> None:
 
     with LayerStatistics(model, every=1) as statistics:
         trainer = Trainer(model, loss, TrainConfig(steps=1), observers=[statistics])
-        with pytest.raises(ConfigError, match="saw no activation at update 1.*activations=False"):
+        with pytest.raises(ConfigError, match=r"saw no activation at update 1.*activations=False"):
             trainer.fit(tokens_at)
 
 

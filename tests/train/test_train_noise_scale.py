@@ -23,7 +23,7 @@ from alignlab.train.noise_scale import (
 from alignlab.train.observer import Observer
 from alignlab.train.trainer import Batch, Metrics, Trainer
 
-DIM = 40
+DIM = 200
 CURVATURE = torch.linspace(0.2, 3.0, DIM)
 DEVIATION = torch.linspace(0.5, 2.0, DIM)
 
@@ -33,7 +33,7 @@ class Quadratic(nn.Module):
 
     def __init__(self) -> None:
         super().__init__()
-        self.theta = nn.Parameter(torch.full((DIM,), 0.7))
+        self.theta = nn.Parameter(torch.full((DIM,), 0.3))
 
     @property
     def truth(self) -> tuple[float, float]:
@@ -62,7 +62,7 @@ def observed(observer: Observer, *, steps: int, accumulate: int, uneven: bool = 
 @pytest.mark.parametrize("uneven", [False, True])
 def test_the_planted_noise_scale_is_recovered(uneven: bool) -> None:
     observer = GradientNoiseScale(decay=0.999)
-    history = observed(observer, steps=300, accumulate=4, uneven=uneven)
+    history = observed(observer, steps=150, accumulate=4, uneven=uneven)
     square, variance = Quadratic().truth
     found = observer.moments.estimate()
     assert found.gradient_square == pytest.approx(square, rel=0.1)
@@ -99,7 +99,7 @@ def test_moments_are_unbiased_for_unequal_batches() -> None:
 
 def test_moving_moments_are_weighted_means() -> None:
     rng = np.random.default_rng(1)
-    pairs = rng.normal(size=(30, 2)) + [2.0, 9.0]
+    pairs = rng.normal(size=(30, 2)) + np.array([2.0, 9.0])
     moments = MovingMoments(0.9)
     for square, variance in pairs:
         moments.add(square, variance)

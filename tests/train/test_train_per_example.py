@@ -119,9 +119,12 @@ LENGTH = 32
 
 
 def prose() -> Tensor:
+    """Packaged prose as letters and spaces. A byte that is hardly ever seen would keep a tiny embedding, which the norm
+    behind it blows up: one such row in a thousand has a gradient that decides the whole variance."""
     folder = files("alignlab.data") / "heldout"
-    texts = [path.read_bytes() for path in sorted(folder.iterdir(), key=str) if path.name.endswith(".txt")]
-    return torch.tensor(list(b"\n".join(texts)))
+    paths = sorted((path for path in folder.iterdir() if path.name.endswith(".txt")), key=str)
+    text = " ".join(path.read_text(encoding="utf-8") for path in paths).lower()
+    return torch.tensor([ord(c) - 96 if "a" <= c <= "z" else 0 for c in text])
 
 
 def windows(text: Tensor, rows: int, *names: str | int) -> Batch:
@@ -134,10 +137,10 @@ def windows(text: Tensor, rows: int, *names: str | int) -> Batch:
 
 @pytest.fixture(scope="module")
 def trained() -> GPTModel:
-    """A byte model that has learned something, so that the gradient is not much larger than its noise."""
-    model = GPTModel(GPTConfig(vocab_size=256, n_ctx=LENGTH, d_model=32, n_layers=2, n_heads=2, d_mlp=64), seed=1)
+    """A character model that has learned something, so that the gradient is not much larger than its noise."""
+    model = GPTModel(GPTConfig(vocab_size=27, n_ctx=LENGTH, d_model=32, n_layers=2, n_heads=2, d_mlp=64), seed=1)
     text = prose()
-    config = TrainConfig(steps=60, learning_rate=3e-3)
+    config = TrainConfig(steps=60, learning_rate=5e-3)
     Trainer(model, language_model_loss, config).fit(lambda i: windows(text, 16, "train", i))
     return model
 
@@ -159,8 +162,8 @@ def test_estimators_are_equal_on_the_same_rows(trained: GPTModel) -> None:
 
 
 def test_estimators_agree_on_a_model_and_real_text(trained: GPTModel) -> None:
-    during = two_batch(trained, steps=60, accumulate=8, rows=4).moments.estimate().scale
-    single = per_example_noise_scale(trained, language_model_loss, [windows(prose(), 400, "single")]).scale
+    during = two_batch(trained, steps=40, accumulate=6, rows=4).moments.estimate().scale
+    single = per_example_noise_scale(trained, language_model_loss, [windows(prose(), 240, "single")]).scale
     # Both intervals are narrow enough to say something, and the difference is within the two together.
     for each in (during, single):
         assert each.high < 2 * each.low
@@ -187,7 +190,7 @@ def test_dropout_is_seeded_and_modes_and_gradients_stay() -> None:
 
 
 def test_losses_that_vmap_cannot_take_are_named(trained: GPTModel) -> None:
-    with pytest.raises(ConfigError, match="cannot be taken for many examples at once .* use 'loop'"):
+    with pytest.raises(ConfigError, match=r"cannot be taken for many examples at once .* use 'loop'"):
         per_example_noise_scale(trained, language_model_loss, [windows(prose(), 4, "x")], method="vmap")
 
 

@@ -67,7 +67,9 @@ def read_noise_scale(scales: Sequence[tuple[int, Interval]], batch: float | None
         text += f" {read_batch(last, batch, unit)}"
     early = scales[len(scales) // 4][1]
     if early.high < last.low:
-        text += " It **grew** during the training, as it does while the loss falls: later updates deserve larger batches."
+        text += (
+            " It **grew** during the training, as it does while the loss falls: later updates deserve larger batches."
+        )
     elif early.low > last.high:
         text += " It **fell** during the training."
     return text

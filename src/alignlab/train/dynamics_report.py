@@ -108,7 +108,7 @@ def _add_noise(page: Page, dynamics: Dynamics, measured: Measured | None, decay:
         page.text(f"Not recorded. To record it, {SWITCH_ON}; it needs at least two micro-batches an update.")
         return
     page.text(
-        "The noise scale is the batch size at which the noise of a batch's gradient is as large as the gradient itself. "
+        "The noise scale is the batch size at which the noise of a batch's gradient is as large as the gradient. "
         "Far below it, doubling the batch halves the number of updates; far above it, doubling the batch only doubles "
         "the computation."
     )
@@ -117,7 +117,9 @@ def _add_noise(page: Page, dynamics: Dynamics, measured: Measured | None, decay:
         scale = scales[-1][1]
         page.text(emphasis(read_noise_scale(scales, batch)))
         if any(math.isfinite(each.estimate) and each.estimate > 0 for _, each in scales):
-            caption = f"Noise scale, smoothed over about {_window(decay)}, with its 95 % band (no upper edge: no bound)."
+            caption = (
+                f"Noise scale, smoothed over about {_window(decay)}, with its 95 % band (no upper edge: no bound)."
+            )
             page.figure(noise_scale_band(scales, batches), caption)
     if single is not None and measured is not None:
         page.text(f"Measured on {measured.text}.")

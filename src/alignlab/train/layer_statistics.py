@@ -17,7 +17,10 @@ Grouping = Literal["layer", "parameter"]
 
 
 def tensor_norms(tensors: Sequence[Tensor]) -> list[float]:
-    """L2 norm of each tensor, at least in float32, with one synchronisation; a sharded tensor's norm is of all of it."""
+    """L2 norm of each tensor, at least in float32, with one synchronisation; a sharded tensor's norm is of all of it.
+
+    Computed as gradient clipping computes them, so that the rounding of very large tensors cancels between the two.
+    """
     if not tensors:
         return []
     dtype = torch.float64 if any(tensor.dtype is torch.float64 for tensor in tensors) else torch.float32
@@ -80,9 +83,7 @@ class LayerStatistics:
 
     micro_gradients_every = 0
 
-    def __init__(
-        self, model: nn.Module, *, every: int = 10, activations: bool = True, by: Grouping = "layer"
-    ) -> None:
+    def __init__(self, model: nn.Module, *, every: int = 10, activations: bool = True, by: Grouping = "layer") -> None:
         require(every >= 1, "every", every, "a positive whole number")
         require(by in ("layer", "parameter"), "by", by, "layer, parameter")
         self.every = every
@@ -97,7 +98,9 @@ class LayerStatistics:
 
     def before_update(self, view: UpdateView) -> Metrics:
         """Gradients and activations; keeps a copy of the weights."""
+        self._before = {}  # an update that was refused in between left its copy
         if view.step % self.every:
+            self.close()
             return {}
         gradients = {name: p.grad for name, p in view.parameters.items() if p.grad is not None}
         self._before = {name: p.detach().clone() for name, p in view.parameters.items()}
@@ -113,7 +116,7 @@ class LayerStatistics:
     def after_update(self, view: UpdateView) -> Metrics:
         """Updates, relative to the weights they change."""
         metrics: Metrics = {}
-        if view.step % self.every == 0:
+        if self._before:  # empty too where gradients overflowed, and nobody was asked before the update
             changes = {name: p.detach() - self._before[name] for name, p in view.parameters.items()}
             norms = self._grouped(changes)
             self._before = {}

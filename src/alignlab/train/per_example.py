@@ -22,7 +22,6 @@ from alignlab.core.progress import SILENT, Progress
 from alignlab.core.rng import derive_seed
 from alignlab.stats.validation import FloatArray, check_confidence
 from alignlab.train.context import seeded
-from alignlab.train.layer_statistics import tensor_norms
 from alignlab.train.noise_scale import NoiseScale, noise_moments, ratio_interval
 from alignlab.train.optim import trainable_parameters
 from alignlab.train.parallel import LossModule
@@ -76,7 +75,7 @@ def per_example_noise_scale(
         total, square_norms, tokens = _first_pass(gradients, task.advance)
         whole = math.fsum(tokens)
         mean = [part / whole for part in total]
-        square = math.fsum(norm**2 for norm in tensor_norms(mean))
+        square = math.fsum(float((part * part).sum()) for part in mean)
         dots = _second_pass(gradients, mean, task.advance)
     gradient_square, variance = noise_moments(square_norms, tokens, square)
     covariance = jackknife_covariance(np.array(square_norms), np.array(tokens), np.array(dots), square)
@@ -84,9 +83,7 @@ def per_example_noise_scale(
     return NoiseScale(gradient_square, variance, scale, "tokens" if whole != rows else "examples")
 
 
-def jackknife_covariance(
-    square_norms: FloatArray, tokens: FloatArray, dots: FloatArray, square: float
-) -> FloatArray:
+def jackknife_covariance(square_norms: FloatArray, tokens: FloatArray, dots: FloatArray, square: float) -> FloatArray:
     """Jackknife covariance, (2, 2), of the estimates (tr(Σ), |G|²) of `noise_moments`, each row left out once.
 
     square_norms: |g_i|²; tokens: t_i; dots: g_i · G with G = Σ t_i g_i / T; square: |G|²; all arrays (n,), n >= 3.
@@ -118,7 +115,7 @@ def _first_pass(
         norms = torch.zeros(len(sizes), dtype=torch.float64)
         for part, whole in zip(parts, total, strict=True):
             flat = part.detach().flatten(1).to(whole.dtype)
-            norms += torch.linalg.vecdot(flat, flat).double().cpu()
+            norms += (flat * flat).sum(1).double().cpu()  # a sum, since BLAS adds up in float32 one by one
             whole += (weights.to(flat) @ flat).view_as(whole)
         if not bool(torch.isfinite(norms).all()):
             raise TrainingError(f"the gradient of example {len(tokens) + 1} or one soon after it is not finite")
@@ -136,7 +133,7 @@ def _second_pass(
     for parts, sizes in gradients():
         found = torch.zeros(len(sizes), dtype=torch.float64)
         for part, whole in zip(parts, mean, strict=True):
-            found += (part.detach().flatten(1).to(whole.dtype) @ whole.flatten()).double().cpu()
+            found += (part.detach().flatten(1).to(whole.dtype) * whole.flatten()).sum(1).double().cpu()
         dots += found.tolist()
         advance(len(sizes))
     return dots

@@ -16,7 +16,7 @@ from alignlab.core.errors import TrainingError
 from alignlab.core.progress import SILENT, Progress
 from alignlab.core.rng import derive_seed
 from alignlab.train.context import seeded, training_mode
-from alignlab.train.optim import make_adamw, trainable_parameters
+from alignlab.train.optim import make_adamw, set_learning_rate, trainable_parameters
 from alignlab.train.trainer import Batch, LossFn
 
 
@@ -43,7 +43,9 @@ class RangeTestConfig:
 
     def __post_init__(self) -> None:
         require(0 < self.lowest < math.inf, "lowest", self.lowest, "a number above 0")
-        require(self.lowest < self.highest < math.inf, "highest", self.highest, f"a number above lowest ({self.lowest})")
+        require(
+            self.lowest < self.highest < math.inf, "highest", self.highest, f"a number above lowest ({self.lowest})"
+        )
         require(self.steps >= 10, "steps", self.steps, "a whole number of at least 10")
         require(0 <= self.smoothing < 1, "smoothing", self.smoothing, "a number from 0 to below 1")
         require(0 < self.blow_up < math.inf, "blow_up", self.blow_up, "a number above 0")
@@ -100,8 +102,10 @@ def learning_rate_range_test(
     average = _Average(config.smoothing)
     blew_up = False
     with _restored(model), training_mode(model), progress.task("range test", config.steps, unit="steps") as task:
-        optimizer = make_optimizer(model) if make_optimizer else make_adamw(
-            model, learning_rate=config.lowest, weight_decay=config.weight_decay
+        optimizer = (
+            make_optimizer(model)
+            if make_optimizer
+            else make_adamw(model, learning_rate=config.lowest, weight_decay=config.weight_decay)
         )
         for step in range(config.steps):
             rate = config.lowest * factor**step
@@ -149,8 +153,7 @@ def _update(
     model: nn.Module, loss_fn: LossFn, batch: Batch, optimizer: torch.optim.Optimizer, rate: float, bf16: bool
 ) -> float:
     """One step at `rate`; the loss before it. Weights that a step made non-finite show in the next loss."""
-    for group in optimizer.param_groups:
-        group["lr"] = rate
+    set_learning_rate(optimizer, rate)
     optimizer.zero_grad(set_to_none=True)
     device = optimizer.param_groups[0]["params"][0].device
     with torch.autocast(device.type, torch.bfloat16, enabled=bf16):

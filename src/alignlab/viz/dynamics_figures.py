@@ -85,7 +85,9 @@ def batch_trade(batches: Sequence[float], scale: Interval, batch: float | None, 
     batches: sizes to draw, above 0; batch: the size of the run, marked.
     """
     if not batches or not math.isfinite(scale.estimate) or scale.estimate <= 0:
-        raise DataError(f"{len(batches)} batch sizes and a noise scale of {scale.estimate}; both must be there, above 0")
+        raise DataError(
+            f"{len(batches)} batch sizes and a noise scale of {scale.estimate}; both must be there, above 0"
+        )
     figure = go.Figure()
     for name, colour, share in (
         ("progress per update", _BLUE, lambda b, s: b / (b + s)),
@@ -147,7 +149,7 @@ def layer_heat(
 
 
 def gradient_norms(norms: Points, spikes: Points, clip: float | None = None) -> go.Figure:
-    """Gradient norm before clipping over steps, logarithmic; red marks are spikes, the dotted line is where it clips."""
+    """Gradient norm before clipping over steps, logarithmic; red marks are spikes, the dotted line is the clip."""
     if not norms:
         raise DataError("norms is empty; gradient_norms needs at least one step")
     figure = go.Figure()
