@@ -103,12 +103,14 @@ def test_planted_duplicates_are_found_and_nothing_else() -> None:
 @pytest.mark.parametrize("threshold", [0.5, 0.8, 0.9])
 def test_against_comparing_all_pairs(threshold: float) -> None:
     """Every removed document is like another (within the estimate's error); no pair that is clearly alike is kept."""
-    documents = [with_changes(text(i % 15), i // 15, seed=i) for i in range(150)]
+    documents = [with_changes(text(i % 10), i // 10, seed=i) for i in range(80)]
     found = find_duplicates(documents, threshold=threshold)
-    alike = np.array([[jaccard(a, b) for b in documents] for a in documents])
-    np.fill_diagonal(alike, 0.0)
+    sets = [naive_shingles(document) for document in documents]
+    alike = np.zeros((80, 80))
+    for i, j in itertools.combinations(range(80), 2):
+        alike[i, j] = alike[j, i] = len(sets[i] & sets[j]) / len(sets[i] | sets[j])
     margin = 5 * (threshold * (1 - threshold) / 128) ** 0.5
-    assert found.keep.sum() < 150
+    assert found.keep.sum() < 80
     for i in np.flatnonzero(~found.keep):
         assert alike[i].max() >= threshold - margin
     kept = np.flatnonzero(found.keep)
