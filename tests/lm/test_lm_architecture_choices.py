@@ -1,4 +1,4 @@
-"""Dropout happens where GPT-2's does and never in generation; taps of the newer choices fire; bf16 keeps its fast paths."""
+"""Dropout happens at GPT-2's places and never in generation; taps of the newer choices; the fast paths of bf16."""
 
 from __future__ import annotations
 
@@ -48,7 +48,13 @@ def test_dropout_at_gpt2s_places(make_model: MakeModel) -> None:
     """
     model = make_model("gpt2", dropout=0.3).train()
     seen: dict[str, Tensor] = {}
-    names = ["hook_embed", "hook_pos_embed", "blocks.0.hook_resid_pre", "blocks.0.hook_attn_out", "blocks.1.hook_mlp_out"]
+    names = [
+        "hook_embed",
+        "hook_pos_embed",
+        "blocks.0.hook_resid_pre",
+        "blocks.0.hook_attn_out",
+        "blocks.1.hook_mlp_out",
+    ]
     torch.manual_seed(1)
     with listen(model, dict.fromkeys(names, lambda x, name: seen.update({name: x}))):
         model(ids(2, 40))

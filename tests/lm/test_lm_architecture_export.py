@@ -1,4 +1,4 @@
-"""A fresh configuration exports as the family that fits, loads in transformers with equal logits, or is refused by name."""
+"""A fresh model exports as the family that fits, loads in transformers with equal logits, or is refused by name."""
 
 from __future__ import annotations
 
@@ -49,10 +49,17 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
         },
         "gemma2",
     ),
+    "gemma3": (
+        {
+            "norm_offset": True, "activation": "gelu", "embed_scale": 32**0.5, "post_norm": True, "qk_norm": True,
+            "window": 8, "rope_local_theta": 1e3, "init": "mup", "mup_base_width": 16, "dropout": 0.1,
+        },
+        "gemma3_text",
+    ),
     "mup": ({"init": "mup", "mup_base_width": 16}, "llama"),
     "mup-gpt2": (GPT2 | BIASES | {"init": "mup", "mup_base_width": 8, "tie_embeddings": False}, "gpt2"),
     "mup-qk-norm": ({"init": "mup", "mup_base_width": 8, "qk_norm": True}, "qwen3"),
-    "mup-offset-norm": ({"init": "mup", "norm_offset": True, "embed_scale": 32**0.5, "activation": "gelu"}, "gemma"),
+    "mup-offset-norm": ({"init": "mup", "mup_base_width": 16, "norm_offset": True, "embed_scale": 32**0.5, "activation": "gelu_tanh"}, "gemma"),
 }  # fmt: skip
 
 
@@ -118,6 +125,10 @@ def test_adapters_are_merged_before_mups_factors_are(tmp_path: Path, byte_tokeni
         ({"norm": "layernorm"}, "norm is 'layernorm', which .* 'llama' cannot express"),
         ({"gated_mlp": False}, "gated_mlp is False, which .* 'llama' cannot express"),
         ({"logit_softcap": 5.0}, "logit_softcap is 5.0, which .* 'llama' cannot express"),
+        (
+            {"norm_offset": True, "embed_scale": 32**0.5, "activation": "gelu"},
+            "activation is 'gelu', which .* 'gemma' cannot express",
+        ),
         ({"attn_scale": 0.3}, "attn_scale is 0.3, which .* 'llama' cannot express"),
         ({"qk_norm": True, "attn_softcap": 3.0}, "attn_softcap is 3.0, which .* 'qwen3' cannot express"),
     ],

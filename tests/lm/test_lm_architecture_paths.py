@@ -1,4 +1,4 @@
-"""Every fast path of attention equals the explicit one, in the forward pass and in the gradients, over a grid of choices.
+"""Every fast path of attention equals the explicit one, forwards and in the gradients, over a grid of choices.
 
 FlexAttention has no backward pass on the CPU. There its two rules (who may look at whom, what becomes of a score) are
 applied to whole tensors and compared, gradients included; torch's own unfused form runs them forwards; and where there

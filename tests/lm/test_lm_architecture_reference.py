@@ -62,7 +62,10 @@ def renamed(theirs: hf.PreTrainedModel, names: Mapping[str, str], transposed: bo
                 parts, targets = [tensor], [ours]
                 if "q+k+v" in ours:
                     width = (len(tensor) - WIDTH) // 2
-                    parts, targets = list(tensor.split([WIDTH, width, width])), [ours.replace("q+k+v", x) for x in "qkv"]
+                    parts, targets = (
+                        list(tensor.split([WIDTH, width, width])),
+                        [ours.replace("q+k+v", x) for x in "qkv"],
+                    )
                 for part, target in zip(parts, targets, strict=True):
                     found[f"{target.format(i=i)}.{kind}"] = part
     return found
@@ -153,7 +156,9 @@ def test_multi_query_attention_equals_falcon() -> None:
 
 def test_the_comparison_notices_a_wrong_choice() -> None:
     """With the sizes used here, another choice is far outside the tolerance."""
-    theirs = reference(hf.MptConfig(vocab_size=VOCAB, d_model=WIDTH, n_layers=LAYERS, n_heads=4, max_seq_len=64, **TOKENS))
+    theirs = reference(
+        hf.MptConfig(vocab_size=VOCAB, d_model=WIDTH, n_layers=LAYERS, n_heads=4, max_seq_len=64, **TOKENS)
+    )
     names = {
         "transformer.wte": "embed", "transformer.norm_f": "final_norm",
         "transformer.blocks.{i}.norm_1": "blocks.{i}.norm1", "transformer.blocks.{i}.norm_2": "blocks.{i}.norm2",

@@ -167,7 +167,9 @@ def naive_logits(model: GPTModel, tokens: list[int]) -> Tensor:
             continue
         attn = naive_attention(model, i, naive_norm(x, block.norm1, config, centred))
         attn = naive_norm(attn, block.post_attn_norm, config, centred) if config.post_norm else attn
-        out = naive_mlp(block, naive_norm(x if config.parallel_block else x + attn, block.norm2, config, centred), config)
+        out = naive_mlp(
+            block, naive_norm(x if config.parallel_block else x + attn, block.norm2, config, centred), config
+        )
         x = x + attn + (naive_norm(out, block.post_mlp_norm, config, centred) if config.post_norm else out)
     x = x if config.norm_position == "post" else naive_norm(x, model.final_norm, config, centred)
     x = x * (config.mup_base_width / config.d_model if config.init == "mup" else 1)

@@ -35,7 +35,7 @@ class MLP(nn.Module):
         self.gate = nn.Linear(config.d_model, config.d_mlp, bias=config.mlp_bias) if config.gated_mlp else None
         self.up = nn.Linear(config.d_model, config.d_mlp, bias=config.mlp_bias)
         self.down = nn.Linear(config.d_mlp, config.d_model, bias=config.mlp_bias)
-        self.norm = None
+        self.norm: NormLayer | None = None
         if config.activation == "solu":
             # A LayerNorm whatever the residual stream's norm is: without it SoLU costs performance (section 4.3).
             self.norm = NormLayer(

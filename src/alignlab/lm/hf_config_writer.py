@@ -29,6 +29,9 @@ def config_to_hf(config: GPTConfig) -> Json:
     raw["model_type"] = family.name
     raw["architectures"] = [family.hf_class]
     back = config_from_hf(raw)
+    if family.name == "gemma" and back.activation == "gelu":
+        # An old mistake in published files, which readers mend: there it stands for the approximation.
+        back = dataclasses.replace(back, activation="gelu_tanh")
     for item in dataclasses.fields(GPTConfig):
         if item.name in _NOT_THE_MODEL:
             continue

@@ -63,7 +63,12 @@ def exportable_config(config: GPTConfig) -> GPTConfig:
         qkv = True
     else:
         qkv = out = qkv or out
-    return replace(config, architecture=family, init="gpt2", qkv_bias=qkv, out_bias=out, mlp_bias=mlp)
+    written = replace(config, architecture=family, init="gpt2", qkv_bias=qkv, out_bias=out, mlp_bias=mlp)
+    if config.window is not None:
+        written = replace(written, window_layers=tuple(config.is_windowed(i) for i in range(config.n_layers)))
+    if family in ("gemma2", "gemma3_text"):  # their files name the scale
+        written = replace(written, attn_scale=config.score_scale)
+    return written
 
 
 @torch.no_grad()

@@ -86,6 +86,9 @@ class GPTModel(nn.Module):
             added = self.sinusoids(positions.clamp(min=0), length, x.dtype)
         if added is not None:
             x = x + (self.taps("hook_pos_embed", added) if self.taps else added)
+        if x.dtype is torch.float32 and torch.is_autocast_enabled(x.device.type):
+            # The residual stream itself in autocast's type: norms and additions then move half the bytes.
+            x = x.to(torch.get_autocast_dtype(x.device.type))
         if dropout:
             x = F.dropout(x, dropout)
         contexts = self.contexts(positions, length, cache, segments, x.dtype, dropout)
