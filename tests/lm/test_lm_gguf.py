@@ -16,11 +16,15 @@ import transformers as hf
 from gguf.constants import GGML_QUANT_SIZES, GGMLQuantizationType
 
 from alignlab.core.errors import ModelError
+from alignlab.data.prompts import load_prompts
 from alignlab.lm import catalogue
+from alignlab.lm.generate import decode
 from alignlab.lm.gguf_config import config_from_gguf
 from alignlab.lm.gguf_reader import GGUFFile
 from alignlab.lm.gguf_tokenizer import PRE_TOKENIZERS, from_gguf
+from alignlab.lm.language_model import load
 from alignlab.lm.model import GPTModel
+from alignlab.lm.types import SamplingParams
 from alignlab.lm.weights import load_weights
 
 VOCAB = 96
@@ -382,3 +386,29 @@ def test_the_real_model_equals_transformers() -> None:
     assert ids == their_tokenizer.apply_chat_template(chat, add_generation_prompt=True, return_dict=False)
     batch = torch.tensor([ids])
     assert (ours(batch) - theirs(batch).logits).abs().max() <= 1e-3
+
+
+@pytest.mark.slow
+def test_the_real_model_writes_the_tokens_that_transformers_writes() -> None:
+    """64 greedy steps on 20 prompts, fp32: the same tokens."""
+    path = real_model()
+    ours = load(str(path), dtype="float32", device="cpu")
+    theirs = hf.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
+    questions = [record.prompt for record in load_prompts("helpful", "heldout")[:20]]
+    prompts = [ours.tokenizer.encode_prompt([{"role": "user", "content": question}]) for question in questions]
+    written: dict[int, list[int]] = {}
+    for moved in decode(ours.model, prompts, SamplingParams(max_tokens=64, temperature=0.0), frozenset()):
+        written |= {row.index: row.tokens for row in moved}
+    for index, prompt in enumerate(prompts):
+        tokens = torch.tensor([prompt])
+        with torch.no_grad():
+            peer = theirs.generate(
+                tokens,
+                attention_mask=torch.ones_like(tokens),
+                max_new_tokens=64,
+                min_new_tokens=64,
+                do_sample=False,
+                eos_token_id=None,
+                pad_token_id=0,
+            )
+        assert written[index] == peer[0, len(prompt) :].tolist(), questions[index]

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from alignlab.align.critique import as_conversations
-from alignlab.core.errors import DataError
 from alignlab.data.prompts import PromptRecord, heldout_text, load_prompts, mentions_keyword
-from alignlab.lm.local import LocalSampler, score_tokens
+from alignlab.lm.local import LocalSampler
 from alignlab.lm.types import Completion, SamplingParams
+from alignlab.tasks.language_modelling import score_windows
 from alignlab.tasks.refusal import Refusal, declines
 from alignlab.tasks.solvers import generate
 from alignlab.tasks.task import Sample, Score, Task
@@ -66,18 +65,4 @@ def bits_per_byte(sampler: LocalSampler, texts: Sequence[str] | None = None, *, 
     Each text is cut into windows of `window` tokens that overlap by one, so that every token but a text's first is
     scored once; the bytes of that first one do not count. DataError when no text has two tokens.
     """
-    tokenizer, rows, n_bytes = sampler.lm.tokenizer, list[list[int]](), 0
-    for text in texts or heldout_text():
-        tokens = tokenizer.encode(text)
-        pieces = [tokens[start : start + window] for start in range(0, len(tokens) - 1, window - 1)]
-        if pieces:
-            rows += pieces
-            n_bytes += len(text.encode()) - len(tokenizer.decode(tokens[:1]).encode())
-    if not rows:
-        raise DataError("bits per byte needs a text of at least two tokens")
-    bits = 0.0
-    for batch in sampler.batches([len(row) for row in rows]):
-        # Tokens, not texts: a window may end inside a character, and its pieces would be encoded in another way.
-        scored = score_tokens(sampler.lm, [rows[i][:1] for i in batch], [rows[i][1:] for i in batch])
-        bits -= sum(float(part.double().sum()) for part in scored) / math.log(2)
-    return bits / n_bytes
+    return score_windows(sampler, texts or heldout_text(), window=window).bits_per_byte

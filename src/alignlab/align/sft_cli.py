@@ -1,0 +1,127 @@
+"""`alignlab sft`: teach a model conversations or completions from a file."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal
+
+from alignlab.core.config import parse_cli, require
+
+if TYPE_CHECKING:
+    from alignlab.core.progress import Progress
+    from alignlab.core.runs import Run
+
+
+@dataclass(frozen=True)
+class FineTuneConfig:
+    """Fine-tune a model on a JSONL file of conversations or prompts with answers; the loss is on the answers only."""
+
+    data: Path
+    """JSONL: messages, prompt with response or completion, or instruction with output."""
+    model: str = "smollm2-135m-instruct"
+    """The model to start from: a catalogue or registered name, a directory, a .gguf file or a hub id."""
+    name: str = "fine-tuned"
+    """Name under which the result is registered."""
+    epochs: float = 1.0
+    """Passes over the examples."""
+    learning_rate: float = 0.0
+    """Peak learning rate; 0 takes 1e-3 for an adapter and 5e-5 for all weights."""
+    rank: int = 16
+    """Rank of the LoRA adapter on every linear layer; 0 trains all weights."""
+    batch_size: int = 8
+    """Packed rows per forward pass."""
+    accumulate: int = 1
+    """Forward passes per update."""
+    row_length: int = 256
+    """Tokens of a packed row; a longer example loses the start of its prompt."""
+    warmup_steps: int = 3
+    """Updates over which the learning rate rises to its peak."""
+    precision: Literal["fp32", "bf16"] = "fp32"
+    """bf16 runs the products of fp32 weights in bfloat16."""
+    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
+    """Type of the weights; all-weights training takes float32 unless told otherwise."""
+    device: str = "auto"
+    """auto, cpu, cuda or mps."""
+    checkpoint_every: int = 50
+    """Updates between checkpoints."""
+    seed: int = 0
+    """Everything random derives from it."""
+
+    def __post_init__(self) -> None:
+        for name in ("batch_size", "accumulate"):
+            require(getattr(self, name) >= 1, name, getattr(self, name), "a positive whole number")
+        for name in ("rank", "warmup_steps", "checkpoint_every", "learning_rate"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or a positive number")
+        require(self.epochs > 0, "epochs", self.epochs, "a positive number")
+        require(self.row_length >= 2, "row_length", self.row_length, "a whole number of at least 2")
+
+
+@dataclass(frozen=True)
+class FineTuneCommand(FineTuneConfig):
+    """Fine-tune a model on a JSONL file of conversations or prompts with answers; the loss is on the answers only."""
+
+    run: Path | None = None
+    """Directory of the run; one that exists is gone on with."""
+    sinks: tuple[str, ...] = ()
+    """Where metrics go as well: tensorboard, wandb (offline), mlflow."""
+
+
+def sft(argv: list[str]) -> int:
+    """The `alignlab sft` command; returns its exit code."""
+    from alignlab.core.progress import Progress
+    from alignlab.core.runs import Run
+
+    named = ["--data", *argv] if argv and not argv[0].startswith("-") else argv
+    command = parse_cli(FineTuneCommand, named, prog="alignlab sft")
+    config = FineTuneConfig(**{f.name: getattr(command, f.name) for f in fields(FineTuneConfig)})
+    if command.run is not None and command.run.exists():
+        run = Run.open(command.run, config=config, sinks=command.sinks)
+    else:
+        run = Run.create(config, name="sft", seed=config.seed, path=command.run, sinks=command.sinks)
+    progress = Progress()
+    with run:
+        output = run.stage("sft", lambda: fine_tune(config, run, progress))
+        print(f"{output['examples']} examples, {output['steps']} updates, loss {output['loss']:.4f} nats a token")
+        print(f"run  {run.path}")
+        print(f"talk to it:  alignlab chat {config.name}")
+    return 0
+
+
+def fine_tune(config: FineTuneConfig, run: Run, progress: Progress) -> dict[str, Any]:
+    """Train, merge an adapter into the weights, export and register; what to record about it."""
+    from alignlab.align.sft import SFTConfig, sft
+    from alignlab.align.sft_data import read_examples
+    from alignlab.lm import registry
+    from alignlab.lm.hf_export import export_hf
+    from alignlab.lm.language_model import load
+    from alignlab.lm.lora import ALL_LINEAR, LoraConfig, merge_lora, remove_lora
+    from alignlab.train.config import TrainConfig
+
+    examples = read_examples(config.data)
+    dtype = "float32" if config.dtype == "auto" and config.rank == 0 else config.dtype
+    lm = load(config.model, dtype=dtype, device=config.device)
+    rate = config.learning_rate or (1e-3 if config.rank else 5e-5)
+    settings = SFTConfig(
+        epochs=config.epochs,
+        row_length=config.row_length,
+        batch_size=config.batch_size,
+        lora=LoraConfig(rank=config.rank, alpha=2.0 * config.rank, targets=(ALL_LINEAR,), seed=config.seed)
+        if config.rank
+        else None,
+        train=TrainConfig(
+            learning_rate=rate,
+            warmup_steps=config.warmup_steps,
+            accumulate=config.accumulate,
+            precision=config.precision,
+            checkpoint_every=config.checkpoint_every,
+            seed=config.seed,
+        ),
+    )
+    result = sft(lm, examples, settings, run=run, progress=progress)
+    if config.rank:
+        remove_lora(merge_lora(lm.model))
+    path = run.path / "model"
+    export_hf(lm, path)
+    registry.register(config.name, path, {"base": config.model, "run": str(run.path), "stage": "sft"})
+    return {"examples": len(examples), "steps": result.steps, "loss": result.final_loss, "path": str(path)}

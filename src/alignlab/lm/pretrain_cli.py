@@ -1,0 +1,97 @@
+"""`alignlab pretrain`: train a model of your own from a tokenised corpus."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from alignlab.core.config import parse_cli
+from alignlab.lm.pretrain_config import PretrainConfig, resolved
+
+if TYPE_CHECKING:
+    from alignlab.core.runs import Run
+    from alignlab.train.trainer import TrainResult
+
+
+@dataclass(frozen=True)
+class PretrainCommand(PretrainConfig):
+    """Train a language model from scratch on a corpus that `alignlab tokenize` made.
+
+    Started again with the same settings it goes on where it stopped. Under torchrun all processes train together.
+    """
+
+    run: Path | None = None
+    """Directory of the run; none makes one below ./runs, or goes on with the last unfinished one of these settings."""
+    fresh: bool = False
+    """Start a new run even where one of these settings exists."""
+    sinks: tuple[str, ...] = ()
+    """Where metrics go as well: tensorboard, wandb (offline), mlflow."""
+
+
+def pretrain(argv: list[str]) -> int:
+    """The `alignlab pretrain` command; returns its exit code."""
+    # The corpus may be named without its flag.
+    named = ["--data", *argv] if argv and not argv[0].startswith("-") else argv
+    command = parse_cli(PretrainCommand, named, prog="alignlab pretrain")
+    config = PretrainConfig(**{f.name: getattr(command, f.name) for f in fields(PretrainConfig)})
+    return train(config, place=command.run, fresh=command.fresh, sinks=command.sinks)
+
+
+def train(config: PretrainConfig, *, place: Path | None, fresh: bool, sinks: tuple[str, ...]) -> int:
+    """Train in a new run or in the one that was interrupted; returns the exit code."""
+    from alignlab.core.progress import Progress
+    from alignlab.core.runs import Run
+    from alignlab.lm.pretrain import pretrain, start_parallel
+    from alignlab.lm.tokenized_corpus import open_tokenized
+
+    config = resolved(config, open_tokenized(config.data).tokenizer.vocab_size)
+    parallel = start_parallel(config)
+    try:
+        if not parallel.is_main:
+            pretrain(config, None, progress=Progress.silent(), parallel=parallel)
+            return 0
+        progress = Progress()
+        # A process that torchrun started again goes on with the run that it was in.
+        again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
+        existing = place if place is not None and place.exists() else None
+        if existing is None and place is None and (again or not fresh):
+            existing = find_same(config)
+        if existing is not None:
+            run = Run.open(existing, config=config, sinks=sinks)
+            progress.say(f"going on with {existing}")
+        else:
+            run = Run.create(config, name="pretrain", seed=config.train.seed, path=place, sinks=sinks)
+        with run:
+            result = pretrain(config, run, progress=progress, parallel=parallel)
+            print(summary(config, run, result))
+    finally:
+        parallel.close()
+    return 0
+
+
+def find_same(config: PretrainConfig) -> Path | None:
+    """The newest run of exactly these settings that nobody is writing."""
+    from alignlab.core.config import to_dict
+    from alignlab.core.run_status import list_runs
+    from alignlab.core.runs import Run
+
+    for found in reversed(list_runs()):
+        run = Run.read(found.path)
+        if run.name == "pretrain" and found.state != "running" and run.config_dict == to_dict(config):
+            return found.path
+    return None
+
+
+def summary(config: PretrainConfig, run: Run, result: TrainResult) -> str:
+    """What came out, in a few lines."""
+    last = result.history[-1]
+    lines = [f"{result.steps} updates, training loss {result.final_loss:.4f} nats a token"]
+    if "validation_loss" in last:
+        bits = last["validation_bits_per_byte"]
+        lines.append(f"validation loss {last['validation_loss']:.4f} nats a token, {bits:.4f} bits a byte")
+    lines.append(f"run  {run.path}")
+    if run.stage_record("export") is not None:
+        lines += [f"write with it:  alignlab chat {config.name}", f"its dynamics:   alignlab dynamics {run.path.name}"]
+    return "\n".join(lines)
