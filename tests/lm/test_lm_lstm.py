@@ -170,7 +170,7 @@ def test_sampling() -> None:
 def test_bad_input() -> None:
     with pytest.raises(ConfigError, match="d_model is 0"):
         LSTMConfig(d_model=0)
-    with pytest.raises(ConfigError, match="dropout is 1.0"):
+    with pytest.raises(ConfigError, match=r"dropout is 1\.0"):
         LSTMConfig(dropout=1.0)
     with pytest.raises(ConfigError, match="kernel is 'slow'"):
         LSTMConfig(kernel="slow")  # type: ignore[arg-type]

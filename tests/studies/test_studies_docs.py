@@ -18,7 +18,7 @@ def test_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: p
     blocks = re.findall(r"```python\n(.*?)```", GUIDE.read_text(encoding="utf-8"), flags=re.DOTALL)
     names: dict[str, object] = {"__name__": "studies_page"}
     for block in blocks:
-        exec(compile(block, str(GUIDE), "exec"), names)
+        exec(compile(block, str(GUIDE), "exec", dont_inherit=True), names)
     assert len(blocks) == 4
     out = capsys.readouterr().out
     assert "MAUVE 1.00" in out

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar
@@ -54,12 +53,11 @@ class Toy:
 
 
 @pytest.fixture(autouse=True)
-def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[None]:
+def _clean(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     CALLS.clear()
     monkeypatch.setattr(registry, "_ADDED", {})
     monkeypatch.setenv("ALIGNLAB_RUNS", str(tmp_path / "runs"))
     register(Toy)
-    yield
 
 
 def test_a_run_records_findings_and_a_report(tmp_path: Path) -> None:
@@ -142,7 +140,9 @@ def test_registering_half_a_study(change: dict, message: str) -> None:
 
 def test_options_need_defaults_and_names_of_their_own() -> None:
     with pytest.raises(ConfigError, match="not a frozen dataclass"):
-        register(type("Plain", (), {k: getattr(Toy, k) for k in ("question", "claim", "source", "run")} | {"name": "p"}))
+        register(
+            type("Plain", (), {k: getattr(Toy, k) for k in ("question", "claim", "source", "run")} | {"name": "p"})
+        )
 
     @dataclass(frozen=True)
     class Clash(Toy):

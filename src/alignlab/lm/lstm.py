@@ -123,7 +123,9 @@ class LSTMModel(nn.Module):
         if segments is None:
             return self.run(tokens)[0]
         if segments.shape != tokens.shape:
-            raise ModelError(f"segments has shape {tuple(segments.shape)}, tokens {tuple(tokens.shape)}; they must agree")
+            raise ModelError(
+                f"segments has shape {tuple(segments.shape)}, tokens {tuple(tokens.shape)}; they must agree"
+            )
         rows, at = _places(segments)
         # One sequence a document, padded on the right: what comes after a document's end cannot change its states.
         apart = tokens.new_zeros(int(rows.max()) + 1, int(at.max()) + 1)
@@ -186,7 +188,9 @@ def sample(
     """
     require(temperature >= 0, "temperature", temperature, "0 or a positive number")
     if prompts.ndim != 2 or prompts.shape[1] < 1:
-        raise ModelError(f"prompts has shape {tuple(prompts.shape)}, allowed: (batch, pos) with at least one token a row")
+        raise ModelError(
+            f"prompts has shape {tuple(prompts.shape)}, allowed: (batch, pos) with at least one token a row"
+        )
     uniforms = torch.rand(length, len(prompts), generator=torch_generator(seed)).to(prompts.device)
     hidden, state = model.run(prompts)
     out = []

@@ -38,7 +38,7 @@ class OrderTable:
     """The n-grams of one order."""
 
     keys: IntArray
-    """(n-grams,) sorted: number of the context among the n-grams one order lower, times (vocabulary + 1), plus token."""
+    """(n-grams,) sorted: number of the context among those one order lower, times (vocabulary + 1), plus the token."""
     alpha: FloatArray
     """(n-grams,) discounted relative frequency of the last token after the context."""
     gamma: FloatArray
@@ -75,7 +75,10 @@ class KneserNey:
         require(order >= 1, "order", order, "a whole number of at least 1")
         require(vocab_size >= 1, "vocab_size", vocab_size, "a whole number of at least 1")
         require(
-            discounts is None or len(discounts) == order, "discounts", discounts, f"one triple for each of {order} orders"
+            discounts is None or len(discounts) == order,
+            "discounts",
+            discounts,
+            f"one triple for each of {order} orders",
         )
         stream, begins = _joined(documents, vocab_size, order - 1)
         tables: list[OrderTable] = []
@@ -140,7 +143,7 @@ class KneserNey:
     def sample(
         self, prompts: Int[np.ndarray, "batch length"], length: int, *, seed: int, temperature: float = 1.0
     ) -> Int[np.ndarray, "batch new"]:
-        """Continue each row of `prompts` (length 0: a new document) by `length` tokens; temperature 0 takes the best."""
+        """Each row of `prompts` (length 0: new documents) goes on for `length` tokens; temperature 0: the likeliest."""
         require(temperature >= 0, "temperature", temperature, "0 or a positive number")
         rng = numpy_generator(seed)
         ids = self._context_ids(_checked(prompts, self.vocab_size, "prompts", dimensions=2))
@@ -201,16 +204,16 @@ class KneserNey:
 def modified_discounts(counts: IntArray) -> Discounts:
     """D1, D2, D3+ from the counts of counts n_1 .. n_4 (Chen & Goodman 1998, section 3).
 
-    D_i = i - (i + 1) Y n_{i+1} / n_i with Y = n_1 / (n_1 + 2 n_2). Where that is not defined or not in (0, i], as in
-    corpora so small or vocabularies so dense that few n-grams are rare, i / 2 is taken: a positive discount keeps every
-    probability above zero.
+    D_i = i - (i + 1) Y n_{i+1} / n_i with Y = n_1 / (n_1 + 2 n_2). Where that is undefined or not between 0 and i, as
+    in corpora so small or vocabularies so dense that few n-grams are rare, i / 2 is taken: every discount then leaves
+    something to what was seen and something to what was not.
     """
     n = [int(np.count_nonzero(counts == i)) for i in range(1, 5)]
     y = n[0] / (n[0] + 2 * n[1]) if n[0] else 0.0
     found = []
     for i in (1, 2, 3):
         value = i - (i + 1) * y * n[i] / n[i - 1] if n[i - 1] and n[0] else 0.0
-        found.append(value if 0 < value <= i else i / 2)
+        found.append(value if 0 < value < i else i / 2)
     return found[0], found[1], found[2]
 
 

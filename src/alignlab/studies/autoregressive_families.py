@@ -35,7 +35,9 @@ class AutoregressiveFamilies:
     """N-gram, LSTM and transformer language models over bytes, at equal data and at equal compute."""
 
     name: ClassVar[str] = "autoregressive-families"
-    question: ClassVar[str] = "What do an LSTM and a transformer gain over counting, at equal data and at equal compute?"
+    question: ClassVar[str] = (
+        "What do an LSTM and a transformer gain over counting, at equal data and at equal compute?"
+    )
     claim: ClassVar[str] = (
         "neural models predict text better than smoothed n-grams, and transformers better than LSTMs because they use "
         "long contexts, which shows once models and compute are large enough"
@@ -43,7 +45,7 @@ class AutoregressiveFamilies:
     source: ClassVar[str] = "Chen & Goodman 1998; Mikolov et al. 2010; Jozefowicz et al. 2016; Kaplan et al. 2020"
 
     text: Path | None = None
-    """A text file to learn from and to be scored on; none takes the packaged prose, which is enough for smoke only."""
+    """A text file, or the name of a pulled text; none takes the packaged prose for smoke and the pulled `kjv` above."""
     seeds: int = 0
     """Trainings of each neural model; 0 takes what the scale says."""
     device: str = "auto"
@@ -92,12 +94,13 @@ class Experiment:
     stage: Stage
 
     def ngrams(self) -> dict[int, dict[str, Any]]:
-        """The n-gram model of every amount of text, by that amount."""
+        """The n-gram model of every amount of text that a neural family is given, by that amount."""
         from alignlab.studies.language_families import train_ngram
 
         found = {}
-        with self.progress.task("n-gram models", len(self.plan.train_bytes), unit="models") as task:
-            for n in self.plan.train_bytes:
+        amounts = sorted({*self.plan.train_bytes, self.plan.compute_bytes})
+        with self.progress.task("n-gram models", len(amounts), unit="models") as task:
+            for n in amounts:
                 found[n] = self.stage(f"ngram-{n}", _call(train_ngram, self.corpus, self.plan, n, self.seed))
                 task.advance()
         return found
@@ -109,13 +112,16 @@ class Experiment:
         rates = {}
         for family in NEURAL:
             for size in self.plan.sizes:
-                tried = {}
+                tried: dict[float, float] = {}
                 for rate in self.plan.learning_rates if len(self.plan.learning_rates) > 1 else ():
                     steps = self._steps(family, size, PROBE_SHARE * self.plan.budgets[-1])
-                    job = Job(family, size, self.plan.train_bytes[-1], steps, rate, self.seed)
+                    job = Job(family, size, self.plan.compute_bytes, steps, rate, self.seed)
                     work = _call(lambda job: {"tuning": probe(job, self.corpus, self.plan, self.device)}, job)
-                    tried[rate] = self.stage(f"rate-{family}-{size.name}-{rate:g}", work)["tuning"]
-                best = min(tried, key=lambda rate: tried[rate]) if tried else self.plan.learning_rates[0]
+                    bits = self.stage(f"rate-{family}-{size.name}-{rate:g}", work)["tuning"]
+                    if bits is not None:
+                        tried[rate] = bits
+                # A single rate is not tried; neither can any be chosen where all diverge, and the training says so.
+                best = min(tried, key=lambda rate: tried[rate]) if tried else min(self.plan.learning_rates)
                 rates[f"{family}-{size.name}"] = best
         return rates
 
@@ -131,13 +137,13 @@ class Experiment:
         return found
 
     def equal_compute(self, rates: dict[str, float], seeds: list[int]) -> Records:
-        """Every neural family and size for every budget of FLOPs, on all of the text."""
+        """Every neural family and size for every budget of FLOPs, on all of the training text."""
         found = {}
         for family, size, seed in self._contestants(seeds):
             for budget in self.plan.budgets:
                 name = f"{family}-{size.name}-flops-{budget:.0e}-seed-{seed}".replace("+", "")
                 steps = self._steps(family, size, budget)
-                found[name] = self._train(name, family, size, self.plan.train_bytes[-1], steps, rates, seed)
+                found[name] = self._train(name, family, size, self.plan.compute_bytes, steps, rates, seed)
         return found
 
     def _contestants(self, seeds: list[int]) -> list[tuple[Neural, Size, int]]:

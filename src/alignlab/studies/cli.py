@@ -69,12 +69,11 @@ def _run(argv: list[str]) -> None:
     command = parse_cli(_command(cls), rest, prog=f"alignlab study run {name}")
     options = {field.name: getattr(command, field.name) for field in dataclasses.fields(cls)}  # type: ignore[arg-type]
     from alignlab.core.progress import Progress
-    from alignlab.studies.runner import REPORT, read_findings, run_study, summary_lines
+    from alignlab.studies.runner import run_study, summary_lines
 
     chosen: Any = cls(**options)
     path = run_study(chosen, command.scale, seed=command.seed, path=command.run, progress=Progress())
-    print("\n".join(summary_lines(read_findings(path))))
-    print(f"\nrun     {path}\nreport  {path / REPORT}")
+    print("\n".join(summary_lines(path)))
 
 
 def _show(argv: list[str]) -> None:
@@ -83,7 +82,7 @@ def _show(argv: list[str]) -> None:
         return
     _no_more(argv[1:], "show")
     from alignlab.core.run_status import find_run, list_runs
-    from alignlab.studies.runner import REPORT, read_findings, summary_lines
+    from alignlab.studies.runner import summary_lines
 
     if argv and argv[0] != "latest":
         path = find_run(argv[0])
@@ -92,8 +91,7 @@ def _show(argv: list[str]) -> None:
         if not ours:
             raise ConfigError("there is no run of a study yet; `alignlab study run NAME` makes one")
         path = ours[-1]
-    print("\n".join(summary_lines(read_findings(path))))
-    print(f"\nrun     {path}\nreport  {path / REPORT}")
+    print("\n".join(summary_lines(path)))
 
 
 def _command(cls: type[Study]) -> Any:

@@ -64,9 +64,9 @@ def quality_table(corpus: Corpus, plan: Plan, chosen: Mapping[str, Sequence[Mapp
         means = [_mean([score[i] for score in scores]) for i in range(len(scores[0]))]
         rows.append((name, *means))
     caption = (
-        f"{plan.samples} continuations of {plan.sample_bytes} bytes each, drawn at temperature 1 with nothing filtered, "
-        "from the models with all of the text; words are what spaces part. MAUVE is on hashed character n-grams and so "
-        "is not comparable with published scores; the second row is what human text scores."
+        f"{plan.samples} continuations of {plan.sample_bytes} bytes each, drawn at temperature 1, nothing filtered, "
+        "from the models with the most text at equal data; words are what spaces part. MAUVE is on hashed "
+        "character n-grams and so is not comparable with published scores; the second row is what human text scores."
     )
     columns = ("text", "distinct-1", "distinct-2", "distinct-3", "self-BLEU", "repeated 2-grams", "MAUVE")
     return Table("Quality of generated text", columns, tuple(rows), caption)

@@ -16,6 +16,8 @@ Bytes = NDArray[np.int64]
 """Byte values, (n,)."""
 VOCABULARY = 256
 """Byte values: with one vocabulary for all families, bits per byte compares nothing but the models."""
+DEFAULT_TEXT = "kjv"
+"""The pulled text that is taken where none is named."""
 
 
 @dataclass(frozen=True)
@@ -35,6 +37,9 @@ class Plan:
     """Amounts of training text for the comparison at equal data, rising."""
     passes: tuple[int, ...]
     """How often the neural families read each of them; the best weights on the way count."""
+    compute_bytes: int
+    """Training text for the comparison at equal compute: more, so that compute is what is short; at least the largest
+    of `train_bytes`."""
     tuning_bytes: int
     """Text for choosing order, size, learning rate and weights."""
     validation_bytes: int
@@ -65,7 +70,7 @@ class Plan:
     @property
     def total(self) -> int:
         """Bytes of text that the plan uses."""
-        return self.train_bytes[-1] + self.tuning_bytes + self.validation_bytes
+        return self.compute_bytes + self.tuning_bytes + self.validation_bytes
 
     def scaled(self, available: int) -> Plan:
         """The plan with its amounts of text reduced in proportion where only so much is there."""
@@ -73,6 +78,7 @@ class Plan:
         return dataclasses.replace(
             self,
             train_bytes=tuple(int(n * factor) for n in self.train_bytes),
+            compute_bytes=int(self.compute_bytes * factor),
             tuning_bytes=int(self.tuning_bytes * factor),
             validation_bytes=int(self.validation_bytes * factor),
         )
@@ -80,19 +86,20 @@ class Plan:
 
 PLANS: dict[Scale, Plan] = {
     "smoke": Plan(
-        train_bytes=(3_000, 12_000), passes=(2, 2), tuning_bytes=2_000, validation_bytes=4_096, block=128,
-        length=64, batch=8, sizes=(Size("tiny", (1, 32), (1, 40)),), budgets=(4e8, 4e9), learning_rates=(5e-3,),
-        orders=(2, 3, 4), looks=2, seeds=1, samples=24, prompt_bytes=16, sample_bytes=48,
+        train_bytes=(3_000, 12_000), passes=(2, 2), compute_bytes=12_000, tuning_bytes=2_000, validation_bytes=4_096,
+        block=128, length=64, batch=8, sizes=(Size("tiny", (1, 32), (1, 40)),), budgets=(4e8, 4e9),
+        learning_rates=(5e-3,), orders=(2, 3, 4), looks=2, seeds=1, samples=24, prompt_bytes=16, sample_bytes=48,
     ),
     "cpu": Plan(
-        train_bytes=(16_384, 65_536, 262_144), passes=(32, 16, 8), tuning_bytes=16_384, validation_bytes=65_536,
-        block=1_024, length=128, batch=16, sizes=(Size("small", (2, 64), (2, 76)), Size("medium", (3, 96), (2, 144))),
-        budgets=(5e10, 5e11, 5e12), learning_rates=(1e-3, 3e-3, 1e-2), orders=(3, 4, 5, 6, 7, 8), looks=8, seeds=3,
+        train_bytes=(8_192, 32_768, 131_072), passes=(32, 32, 24), compute_bytes=786_432,
+        tuning_bytes=16_384, validation_bytes=65_536, block=1_024, length=128, batch=16,
+        sizes=(Size("small", (2, 64), (2, 76)), Size("medium", (3, 96), (2, 144))),
+        budgets=(2e10, 2e11, 2e12), learning_rates=(1e-3, 3e-3, 1e-2), orders=(3, 4, 5, 6, 7, 8), looks=8, seeds=3,
         samples=200, prompt_bytes=32, sample_bytes=96,
     ),
     "gpu": Plan(
-        train_bytes=(1 << 20, 4 << 20, 16 << 20), passes=(16, 8, 4), tuning_bytes=262_144, validation_bytes=1 << 20,
-        block=4_096, length=512, batch=64,
+        train_bytes=(1 << 20, 4 << 20, 16 << 20), passes=(16, 12, 8), compute_bytes=32 << 20,
+        tuning_bytes=262_144, validation_bytes=1 << 20, block=4_096, length=512, batch=64,
         sizes=(Size("small", (4, 256), (2, 448)), Size("medium", (8, 384), (3, 768))),
         budgets=(1e14, 1e15, 1e16), learning_rates=(5e-4, 1e-3, 2e-3, 4e-3), orders=(5, 6, 7, 8, 10, 12), looks=8,
         seeds=3, samples=1_000, prompt_bytes=128, sample_bytes=256,
@@ -137,34 +144,40 @@ def cut(data: bytes, plan: Plan, name: str) -> tuple[Corpus, Plan]:
 
     DataError where that is too little for the scale.
     """
-    plan = plan.scaled(len(data))
+    whole, plan = plan.total, plan.scaled(len(data))
     enough = (
         plan.train_bytes[0] > 2 * plan.length
         and plan.tuning_bytes >= 2 * plan.length
         and plan.validation_bytes >= max(4 * plan.block, plan.prompt_bytes + plan.sample_bytes)
     )
     if not enough:
-        raise DataError(f"{name} has {len(data)} bytes of text, too few for this scale, which uses up to {plan.total}")
+        raise DataError(f"{name} has {len(data)} bytes of text, too few for this scale, which uses up to {whole}")
     stream = np.frombuffer(data[: plan.total], dtype=np.uint8).astype(np.int64)
-    first, second = plan.train_bytes[-1], plan.train_bytes[-1] + plan.tuning_bytes
+    first, second = plan.compute_bytes, plan.compute_bytes + plan.tuning_bytes
     return Corpus(stream[:first], stream[first:second], stream[second : plan.total], name), plan
 
 
 def read_text(text: Path | None, scale: Scale, limit: int) -> tuple[bytes, str]:
-    """The beginning of the text of a study, and its name: the user's file, or the prose that the package carries.
+    """The beginning of the text of a study, and its name.
 
-    The packaged prose is enough for the smoke scale only. ConfigError where another scale has no file; DataError for a
-    file that cannot be read or is empty.
+    `text` is a file, or the name of a text that `alignlab data pull` fetched. None takes the prose that the package
+    carries, which is enough for the smoke scale only, and above it the King James Bible where it was pulled.
+    ConfigError where there is no text for the scale; DataError for a file that cannot be read or is empty.
     """
-    if text is None:
-        if scale != "smoke":
-            raise ConfigError(
-                f"text is not given, and the packaged prose is too short for the scale {scale!r}; "
-                "give --text FILE with a text of your own"
-            )
-        from alignlab.data.prompts import heldout_text
+    from alignlab.data.prompts import heldout_text
+    from alignlab.data.text_catalogue import find_text
 
+    if text is None and scale == "smoke":
         return "\n\n".join(heldout_text()).encode(), "the packaged prose"
+    wanted = DEFAULT_TEXT if text is None else str(text)
+    pulled = None if text is not None and text.expanduser().exists() else find_text(wanted)
+    if pulled is not None:
+        return _documents(pulled, limit), wanted
+    if text is None:
+        raise ConfigError(
+            f"text is not given, and the packaged prose is too short for the scale {scale!r}; give --text FILE with a "
+            f"text of your own, or fetch one with `alignlab data pull {DEFAULT_TEXT}`"
+        )
     try:
         with text.expanduser().open("rb") as stream:
             data = stream.read(limit)
@@ -173,3 +186,17 @@ def read_text(text: Path | None, scale: Scale, limit: int) -> tuple[bytes, str]:
     if not data:
         raise DataError(f"{text} is empty, allowed: a file with text")
     return data, text.name
+
+
+def _documents(path: Path, limit: int) -> bytes:
+    """The first `limit` bytes of the documents in a JSONL file, a blank line between them."""
+    from alignlab.data.corpus import jsonl_documents
+
+    parts: list[bytes] = []
+    size = 0
+    for document in jsonl_documents(path):
+        parts.append(document.encode("utf-8", "replace"))
+        size += len(parts[-1]) + 2
+        if size > limit:
+            break
+    return b"\n\n".join(parts)[:limit]

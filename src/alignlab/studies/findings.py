@@ -36,7 +36,7 @@ class Claim:
     unit: str
     """Of the observed number, such as `bits per byte, LSTM minus n-gram`."""
     verdict: Verdict
-    """`confirmed` or `failed` where the data decide, `tied` where they do not, `untested` where nothing was measured."""
+    """`confirmed` or `failed` where the data decide, `tied` where not, `untested` where nothing was measured."""
     note: str = ""
     """What else a reader must know to judge: seeds that disagree, p after correction."""
 
@@ -68,7 +68,9 @@ class Evidence:
     """The observed number in each seed alone."""
 
 
-def judge(expectations: Mapping[str, Expectation], evidence: Mapping[str, Evidence], alpha: float = 0.05) -> list[Claim]:
+def judge(
+    expectations: Mapping[str, Expectation], evidence: Mapping[str, Evidence], alpha: float = 0.05
+) -> list[Claim]:
     """Verdicts on claims from their evidence, corrected together for their number (Holm).
 
     A claim is `confirmed` when the data favour what it expects, `failed` when they favour the opposite, and `tied` when
@@ -76,7 +78,9 @@ def judge(expectations: Mapping[str, Expectation], evidence: Mapping[str, Eviden
     """
     unknown = [name for name in evidence if name not in expectations]
     if unknown:
-        raise DataError(f"there is evidence for {unknown[0]!r}, which nothing claims; claims: {', '.join(expectations)}")
+        raise DataError(
+            f"there is evidence for {unknown[0]!r}, which nothing claims; claims: {', '.join(expectations)}"
+        )
     corrected = holm_correct({name: found.comparison for name, found in evidence.items()}, alpha)
     claims = []
     for name, expectation in expectations.items():

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -18,6 +17,7 @@ from jaxtyping import Float, Int
 from numpy.typing import NDArray
 from torch import Tensor
 
+from alignlab.core.errors import TrainingError
 from alignlab.core.progress import Progress
 from alignlab.core.rng import derive_seed, torch_generator
 from alignlab.lm.config import GPTConfig
@@ -82,35 +82,28 @@ def training_flops(family: Neural, size: Size, length: int) -> float:
 def train_neural(job: Job, corpus: Corpus, plan: Plan, device: str, progress: Progress) -> dict[str, Any]:
     """Train, keep the weights that read the tuning text best, score the validation text, continue the prompts.
 
-    The result holds `tuning` (bits per byte), `blocks` (bits per byte of every validation block), `flops`, `tokens`,
-    `seconds` of training (looks at the tuning text not counted), `parameters`, and the `samples` as text.
+    The result holds `tuning` (bits per byte), `best_at` (when that was, as a share of the training), `blocks` (bits per
+    byte of every validation block), `flops`, `tokens`, `seconds` of training without the looks
+    at the tuning text, `parameters`, and the `samples` as text.
     """
     model = make_model(job.family, job.size, plan.length, derive_seed(job.seed, "weights"))
     model.to(device)
     data = corpus.last(job.train_bytes)
-    looks = {job.steps * i // plan.looks for i in range(1, plan.looks)}
-    batches = _Batches(data, plan, derive_seed(job.seed, "batches"))
-    best = _Best(batches, looks, model, lambda: _bits(stream_nats(model, corpus.train, corpus.tuning, plan.length)))
-    config = TrainConfig(
-        steps=job.steps,
-        learning_rate=job.learning_rate,
-        warmup_steps=min(100, job.steps // 10),
-        min_lr_ratio=0.1,
-        weight_decay=0.1,
-        beta2=0.99,
-        log_every=max(1, job.steps // 20),
-        seed=job.seed,
-    )
+    best = BestWeights(corpus, plan.length)
     started = time.perf_counter()
-    Trainer(model, language_model_loss, config, name=job.family, progress=progress).fit(best)
+    trainer = Trainer(
+        model, language_model_loss, _config(job, plan.looks),
+        name=f"{job.family} {job.size.name}", progress=progress, validate=best,
+    )  # fmt: skip
+    trainer.fit(_Batches(data, plan, derive_seed(job.seed, "batches")))
     seconds = time.perf_counter() - started - best.seconds
-    best.look()
     model.load_state_dict(best.weights)
     model.eval()
     nats = stream_nats(model, corpus.tuning, corpus.validation, plan.length)
     tokens = job.steps * plan.batch * plan.length
     return {
         "tuning": best.bits,
+        "best_at": best.best_look / best.looks,
         "blocks": blocks(nats, plan.block),
         "flops": tokens * training_flops(job.family, job.size, plan.length),
         "tokens": tokens,
@@ -120,18 +113,31 @@ def train_neural(job: Job, corpus: Corpus, plan: Plan, device: str, progress: Pr
     }
 
 
-def probe(job: Job, corpus: Corpus, plan: Plan, device: str) -> float:
-    """Bits per byte of the tuning text after a short training: what learning rates are chosen by."""
+def probe(job: Job, corpus: Corpus, plan: Plan, device: str) -> float | None:
+    """Bits per byte of the tuning text after a short training, to choose learning rates by; None if it diverges."""
     model = make_model(job.family, job.size, plan.length, derive_seed(job.seed, "weights"))
     model.to(device)
-    config = TrainConfig(
-        steps=job.steps, learning_rate=job.learning_rate, warmup_steps=min(100, job.steps // 10), min_lr_ratio=0.1,
-        weight_decay=0.1, beta2=0.99, log_every=job.steps, seed=job.seed,
-    )  # fmt: skip
     batches = _Batches(corpus.last(job.train_bytes), plan, derive_seed(job.seed, "batches"))
-    Trainer(model, language_model_loss, config).fit(batches)
+    try:
+        Trainer(model, language_model_loss, _config(job)).fit(batches)
+    except TrainingError:
+        return None
     model.eval()
     return _bits(stream_nats(model, corpus.train, corpus.tuning, plan.length))
+
+
+def _config(job: Job, looks: int = 1) -> TrainConfig:
+    return TrainConfig(
+        steps=job.steps,
+        learning_rate=job.learning_rate,
+        warmup_steps=min(100, job.steps // 10),
+        min_lr_ratio=0.1,
+        weight_decay=0.1,
+        beta2=0.99,
+        log_every=job.steps,
+        validate_every=max(1, job.steps // looks),
+        seed=job.seed,
+    )
 
 
 def train_ngram(corpus: Corpus, plan: Plan, train_bytes: int, seed: int) -> dict[str, Any]:
@@ -227,29 +233,20 @@ class _Batches:
         return {"tokens": self.data[starts[:, None] + torch.arange(self.plan.length + 1)]}
 
 
-class _Best:
-    """Batches that, on the way to some of them, look how well the model reads a text, and keep its best weights."""
+class BestWeights:
+    """A validation that reads the tuning text and keeps the weights that read it best."""
 
-    def __init__(
-        self, batches: _Batches, looks: set[int], model: NeuralModel, bits: Callable[[], float]
-    ) -> None:
-        self.batches, self.looks, self.model, self.measure = batches, looks, model, bits
-        self.bits, self.seconds = math.inf, 0.0
+    def __init__(self, corpus: Corpus, length: int) -> None:
+        self.corpus, self.length = corpus, length
+        self.bits, self.seconds, self.looks, self.best_look = math.inf, 0.0, 0, 0
         self.weights: dict[str, Tensor] = {}
 
-    def __call__(self, index: int) -> dict[str, Tensor]:
-        if index and index in self.looks:
-            self.look()
-        return self.batches(index)
-
-    def look(self) -> None:
-        """Measure now, and keep the weights where they are the best so far."""
+    def __call__(self, model: Any) -> dict[str, float]:
         started = time.perf_counter()
-        training = self.model.training
-        self.model.eval()
-        bits = self.measure()
-        self.model.train(training)
+        bits = _bits(stream_nats(model, self.corpus.train, self.corpus.tuning, self.length))
+        self.looks += 1
         if bits < self.bits:
-            self.bits = bits
-            self.weights = {name: value.detach().clone() for name, value in self.model.state_dict().items()}
+            self.bits, self.best_look = bits, self.looks
+            self.weights = {name: value.detach().clone() for name, value in model.state_dict().items()}
         self.seconds += time.perf_counter() - started
+        return {"tuning_bits_per_byte": bits}

@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 FINDINGS = "findings.json"
 REPORT = "report.html"
+_SMOKE = "At the smoke scale a study shows that it works, on data and models too small to decide what it asks."
 _BADGES: dict[Verdict, str] = {"confirmed": "pass", "failed": "fail", "tied": "tied", "untested": "not tested"}
 
 
@@ -77,10 +78,7 @@ def report_page(study: Study | type[Study], run: Run, findings: Findings) -> Pag
     page = Page(study.question, f"What the source says: {study.claim} ({study.source})")
     page.text(findings.summary)
     if scale == "smoke":
-        page.text(
-            "This run is at the smoke scale: it shows that the study works, on data and models too small to decide "
-            "what it asks."
-        )
+        page.text(_SMOKE)
     page.heading("Claims and verdicts")
     rows = [
         (claim.statement, claim.expected, claim.observed, claim.unit, Badge(_BADGES[claim.verdict]), claim.note)
@@ -105,21 +103,26 @@ def report_page(study: Study | type[Study], run: Run, findings: Findings) -> Pag
     return page.footer(f"alignlab study {study.name}, scale {scale}, seed {run.seed}")
 
 
-def summary_lines(findings: Findings) -> list[str]:
-    """The verdicts in words, one line a claim, for a terminal."""
+def summary_lines(path: str | Path) -> list[str]:
+    """What a study's run found, one line a claim, and where its report is, for a terminal."""
+    findings, scale = read_findings(path), Run.read(path).config_dict["scale"]
     width = max((len(claim.verdict) for claim in findings.claims), default=0)
     lines = [findings.summary, ""]
     for claim in findings.claims:
         observed = "" if claim.observed is None else f"  {claim.observed} {claim.unit}"
         lines.append(f"{claim.verdict:<{width}}  {claim.statement}{observed}")
-    return lines
+    if scale == "smoke":
+        lines += ["", _SMOKE]
+    return [*lines, "", f"run     {path}", f"report  {Path(path) / REPORT}"]
 
 
 def _tally(claims: tuple[Claim, ...]) -> str:
     counts = {verdict: sum(claim.verdict == verdict for claim in claims) for verdict in _BADGES}
     words = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
     source = "; ".join(dict.fromkeys(claim.source for claim in claims))
-    return f"{words or 'No claims'}. A failed claim is a result. Expectations from: {source}." if claims else "No claims."
+    return (
+        f"{words or 'No claims'}. A failed claim is a result. Expectations from: {source}." if claims else "No claims."
+    )
 
 
 def _settings(run: Run) -> str:

@@ -1,7 +1,7 @@
 """MAUVE: how far the distribution of generated text is from that of human text (Pillutla et al. 2021).
 
-Texts become vectors, vectors become clusters (k-means over both sets together), and the two histograms over the clusters
-are compared by their divergence frontier: for every mixture R = λP + (1 - λ)Q, how costly it is to take R for Q (text
+Texts become vectors, vectors become clusters (k-means over both sets together), and the two histograms over them are
+compared by their divergence frontier: for every mixture R = λP + (1 - λ)Q, how costly it is to take R for Q (text
 that the model cannot be excused for missing) and for P (text that nobody writes). The score is the area below the curve
 (exp(-c KL(Q|R)), exp(-c KL(P|R))): 1 for equal distributions, near 0 for disjoint ones.
 """

@@ -1,7 +1,7 @@
 """How good is generated text? Likelihood, diversity, repetition; `alignlab.tasks.mauve` compares it with human text.
 
-A text is a sequence of units (words, token ids, characters: whatever the caller splits it into). Every number depends on
-that choice and on the length of the texts, so compare only what was split and cut alike.
+A text is a sequence of units (words, token ids, characters: whatever the caller splits it into). Every number depends
+on that choice and on the length of the texts, so compare only what was split and cut alike.
 """
 
 from __future__ import annotations
@@ -147,7 +147,9 @@ def _total(counts: Counter[tuple[Hashable, ...]], n: int) -> int:
 def _likelihoods(nats: ArrayLike) -> Float[NDArray[np.float64], " n"]:
     values = np.asarray(nats, dtype=np.float64)
     if values.ndim != 1 or not values.size:
-        raise DataError(f"the negative log-likelihoods have shape {values.shape}, allowed: (n,) with at least one token")
+        raise DataError(
+            f"the negative log-likelihoods have shape {values.shape}, allowed: (n,) with at least one token"
+        )
     if np.isnan(values).any():
         raise DataError("the negative log-likelihoods hold NaN, allowed: numbers")
     return values
