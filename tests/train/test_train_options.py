@@ -198,7 +198,7 @@ class Watcher:
         return {"seen_norm": square**0.5}
 
     def after_update(self, view: UpdateView) -> Metrics:
-        moved = sum(float((p - self.before[name]).square().sum()) for name, p in view.parameters.items())
+        moved = sum(float((p.detach() - self.before[name]).square().sum()) for name, p in view.parameters.items())
         return {"moved": moved**0.5}
 
 

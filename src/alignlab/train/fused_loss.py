@@ -4,13 +4,28 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 CACHED_ROWS = 16
+
+
+class Sweeping(NamedTuple):
+    """How to go over the vocabulary, and which gradients to take on the way."""
+
+    chunk: int
+    """Positions at a time."""
+    softcap: float | None
+    """Bound on the logits."""
+    z_loss: float
+    """Weight of the squared log-partition."""
+    want_hidden: bool
+    """Whether the hidden states need a gradient."""
+    want_weight: bool
+    """Whether the unembedding needs one."""
 
 
 def accumulator_of(dtype: torch.dtype) -> torch.dtype:
@@ -142,25 +157,22 @@ class FusedLoss(torch.autograd.Function):
         targets: Tensor,
         scale: Tensor,
         kept: Tensor | None,
-        chunk: int,
-        softcap: float | None,
-        z_loss: float,
-        wanted: tuple[bool, bool],
+        how: Sweeping,
     ) -> tuple[Tensor, Tensor]:
-        want_hidden, want_weight = wanted
-        grad_hidden = torch.zeros_like(hidden) if want_hidden else None
-        grad_weight = torch.zeros_like(weight, dtype=scale.dtype) if want_weight else None
+        grad_hidden = torch.zeros_like(hidden) if how.want_hidden else None
+        grad_weight = torch.zeros_like(weight, dtype=scale.dtype) if how.want_weight else None
         sweep = _sweep_on(hidden.device.type)
         loss, penalty, total = scale.new_zeros(()), scale.new_zeros(()), scale.sum()
         if hidden.dtype != torch.float16:
             scale, total = scale / total, torch.ones_like(total)
-        for start in range(0, scale.numel(), chunk):
-            part = scale[start : start + chunk]
-            rows = slice(start, start + chunk) if kept is None else kept[start : start + chunk]
+        for start in range(0, scale.numel(), how.chunk):
+            part = scale[start : start + how.chunk]
+            rows = slice(start, start + how.chunk) if kept is None else kept[start : start + how.chunk]
             x, target = hidden[rows], targets[rows]
             raw = x @ weight.T
             for block in _blocks(raw):
-                sums = sweep(raw[block], target[block], part[block], softcap, z_loss, want_hidden or want_weight)
+                want = how.want_hidden or how.want_weight
+                sums = sweep(raw[block], target[block], part[block], how.softcap, how.z_loss, want)
                 loss += sums[0]
                 penalty += sums[1]
             if grad_hidden is not None:
@@ -179,7 +191,7 @@ class FusedLoss(torch.autograd.Function):
         # Out of place: the saved gradients stay right for a second backward pass (retain_graph).
         *saved, total = ctx.saved_tensors
         grads = (None if g is None else (g.to(total.dtype) * (grad_loss / total)).to(ctx.narrow) for g in saved)
-        return (*grads, None, None, None, None, None, None, None)
+        return (*grads, None, None, None, None)
 
 
 def _add_product(total: Tensor, grad: Tensor, x: Tensor) -> None:

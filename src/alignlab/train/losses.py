@@ -6,12 +6,19 @@ Both losses walk over the positions a chunk at a time, so that the largest tempo
 
 from __future__ import annotations
 
+import inspect
+from collections.abc import Callable
+from functools import partial
+from typing import TypeVar
+
 import torch
 from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
-from alignlab.core.errors import TrainingError
-from alignlab.train.fused_loss import ChunkedCrossEntropy, FusedLoss, accumulator_of
+from alignlab.core.errors import ConfigError, TrainingError
+from alignlab.train.fused_loss import ChunkedCrossEntropy, FusedLoss, Sweeping, accumulator_of
+
+R = TypeVar("R")
 
 CHUNK_ROWS = 256
 CHUNK_LOGITS = 2**27
@@ -93,8 +100,21 @@ def chunked_lm_losses(
     wanted = (grad_on and hidden.requires_grad, grad_on and weight.requires_grad)
     hidden, weight = _autocast(hidden), _autocast(weight)
     with torch.autocast(hidden.device.type, enabled=False):
-        loss, penalty = FusedLoss.apply(hidden, weight, targets, scale, kept, chunk, softcap, z_loss, wanted)
+        how = Sweeping(chunk, softcap, z_loss, *wanted)
+        loss, penalty = FusedLoss.apply(hidden, weight, targets, scale, kept, how)
     return loss, penalty
+
+
+def with_z_loss(loss_fn: Callable[..., R], z_loss: float) -> Callable[..., R]:
+    """`loss_fn` with its argument `z_loss` set.
+
+    Raises:
+        ConfigError: it has none.
+    """
+    if "z_loss" not in inspect.signature(loss_fn).parameters:
+        named = getattr(loss_fn, "__name__", type(loss_fn).__name__)
+        raise ConfigError(f"z_loss is {z_loss}, but the loss {named} has no argument z_loss; set it to 0")
+    return partial(loss_fn, z_loss=z_loss)
 
 
 def check_mask(mask: Tensor, name: str = "loss_mask") -> None:

@@ -7,7 +7,6 @@ the last checkpoint. Nothing else happens anywhere else.
 
 from __future__ import annotations
 
-import inspect
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, field
@@ -30,6 +29,7 @@ from alignlab.train.context import (
     training_mode,
 )
 from alignlab.train.ema import PREFIX, WeightAverage, ema_weights
+from alignlab.train.losses import with_z_loss
 from alignlab.train.observer import Metrics, Observer
 from alignlab.train.parallel import Parallel
 from alignlab.train.readout import Readout
@@ -99,14 +99,8 @@ class Trainer:
         Raises:
             ConfigError: `z_loss` for a loss that does not take it, or `spike_factor` without a place for checkpoints.
         """
-        if config.z_loss:
-            if "z_loss" not in inspect.signature(loss_fn).parameters:
-                named = getattr(loss_fn, "__name__", type(loss_fn).__name__)
-                raise ConfigError(
-                    f"z_loss is {config.z_loss}, but the loss {named} has no argument z_loss; set it to 0"
-                )
-            loss_fn = partial(loss_fn, z_loss=config.z_loss)  # type: ignore[call-arg]
-        self.model, self.loss_fn, self.config, self.run, self.name = model, loss_fn, config, run, name
+        self.model, self.config, self.run, self.name = model, config, run, name
+        self.loss_fn: LossFn = with_z_loss(loss_fn, config.z_loss) if config.z_loss else loss_fn
         if checkpoint_dir is None and run is not None:
             checkpoint_dir = Path(run.checkpoints) / name
         self.checkpoint_dir = None if checkpoint_dir is None else Path(checkpoint_dir)
