@@ -142,7 +142,7 @@ def test_measured_parts_join_the_page(tmp_path: Path) -> None:
         Dynamics(write_run(tmp_path / "run")), measured=Measured("64 rows of 32 tokens", noise, ramp)
     ).html()
     assert "agree within their intervals" in page
-    assert "<strong>1.0e-03</strong>, is a safe peak" in page
+    assert "<strong>1.0e-03</strong>, is a peak" in page
     alone = build_report(
         Dynamics(write_run(tmp_path / "bare", noise=False, layers=False)), measured=Measured("64 rows", noise)
     ).html()

@@ -72,7 +72,7 @@ def _lede(dynamics: Dynamics) -> str:
 
 
 def _add_cards(page: Page, dynamics: Dynamics, decay: float) -> None:
-    loss = smoothed(dynamics.series("loss"), decay)
+    loss = smoothed(dynamics.series("loss"), _loss_decay(dynamics, decay))
     cards: list[KeyNumber] = [("Loss at the end", f"{loss[-1][1]:.3f}", "smoothed", None)]
     scales = dynamics.noise_scales(decay)
     if scales:
@@ -91,7 +91,7 @@ def _add_cards(page: Page, dynamics: Dynamics, decay: float) -> None:
 
 
 def _add_loss(page: Page, dynamics: Dynamics, decay: float) -> None:
-    points = dynamics.series("loss")
+    points, decay = dynamics.series("loss"), _loss_decay(dynamics, decay)
     average = smoothed(points, decay)
     page.heading("Loss and learning rate").text(emphasis(read_loss(average)))
     figure = loss_and_rate(points, average, dynamics.series("learning_rate"), dynamics.validation())
@@ -198,13 +198,19 @@ def _add_ramp(page: Page, ramp: RangeTest, text: str) -> None:
             emphasis(
                 f"On {text}, from new weights of the same shape, with AdamW: the smoothed loss was lowest at a rate of "
                 f"{ramp.turning_point:.1e} and fell fastest at {ramp.steepest:.1e}.{left} "
-                f"A tenth of the turning point, **{ramp.suggested:.1e}**, is a safe peak to start from."
+                f"A tenth of the turning point, **{ramp.suggested:.1e}**, is a peak to start from."
             )
         )
     figure = range_ramp(ramp.rates, ramp.losses, ramp.smoothed, {k: v for k, v in marks.items() if v is not None})
     page.figure(figure, "Loss while the learning rate rises; the weights were put back afterwards.")
 
 
+def _loss_decay(dynamics: Dynamics, decay: float) -> float:
+    """A moving average worth at most a twentieth of the training: the loss falls, so a longer one would lag above it."""
+    window = max(1.0, len(dynamics.series("loss")) / 20)
+    return min(decay, (window - 1) / (window + 1))
+
+
 def _window(decay: float) -> str:
     """How many updates a moving average is worth."""
-    return f"{(1 + decay) / (1 - decay):.0f} updates"
+    return f"{max(1.0, (1 + decay) / (1 - decay)):.0f} logged updates"
