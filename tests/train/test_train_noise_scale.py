@@ -62,7 +62,7 @@ def observed(observer: Observer, *, steps: int, accumulate: int, uneven: bool = 
 @pytest.mark.parametrize("uneven", [False, True])
 def test_the_planted_noise_scale_is_recovered(uneven: bool) -> None:
     observer = GradientNoiseScale(decay=0.999)
-    history = observed(observer, steps=150, accumulate=4, uneven=uneven)
+    history = observed(observer, steps=100, accumulate=4, uneven=uneven)
     square, variance = Quadratic().truth
     found = observer.moments.estimate()
     assert found.gradient_square == pytest.approx(square, rel=0.1)

@@ -206,7 +206,7 @@ def _add_ramp(page: Page, ramp: RangeTest, text: str) -> None:
 
 
 def _loss_decay(dynamics: Dynamics, decay: float) -> float:
-    """A moving average worth at most a twentieth of the training: the loss falls, so a longer one would lag above it."""
+    """A moving average worth at most a twentieth of the training; a longer one would lag above a falling loss."""
     window = max(1.0, len(dynamics.series("loss")) / 20)
     return min(decay, (window - 1) / (window + 1))
 
