@@ -59,7 +59,13 @@ CASES: dict[str, tuple[dict[str, Any], str]] = {
     "mup": ({"init": "mup", "mup_base_width": 16}, "llama"),
     "mup-gpt2": (GPT2 | BIASES | {"init": "mup", "mup_base_width": 8, "tie_embeddings": False}, "gpt2"),
     "mup-qk-norm": ({"init": "mup", "mup_base_width": 8, "qk_norm": True}, "qwen3"),
-    "mup-offset-norm": ({"init": "mup", "mup_base_width": 16, "norm_offset": True, "embed_scale": 32**0.5, "activation": "gelu_tanh"}, "gemma"),
+    "mup-offset-norm": (
+        {
+            "init": "mup", "mup_base_width": 16, "norm_offset": True, "embed_scale": 32**0.5,
+            "activation": "gelu_tanh",
+        },
+        "gemma",
+    ),
 }  # fmt: skip
 
 
