@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from itertools import pairwise
 
 import torch
 from torch import Tensor
@@ -37,7 +38,7 @@ def ours(updates: int, compiled: bool) -> list[float]:
         return {"tokens": tokens}
 
     Trainer(model, language_model_loss, TrainConfig(steps=updates, compile=compiled, log_every=10)).fit(batch_at)
-    return [b - a for a, b in zip(moments, moments[1:], strict=False)]
+    return [b - a for a, b in pairwise(moments)]
 
 
 def peer(updates: int, compiled: bool) -> list[float]:

@@ -2,8 +2,8 @@
 
     python bench/gpu_pretrain.py [--batch 64] [--updates 40] [--peer]
 
-12 layers, width 768, 12 heads, vocabulary 50304, length 1024, bfloat16, compiled; clipping and AdamW included, synthetic
-tokens. Model FLOPs a token are 6 N + 12 · layers · width · length, N without position embeddings (PaLM, Chowdhery et
+12 layers, width 768, 12 heads, vocabulary 50304, length 1024, bfloat16, compiled; clipping and AdamW included,
+synthetic tokens. Model FLOPs a token are 6 N + 12 · layers · width · length, N without position embeddings (PaLM, Chowdhery et
 al. 2022, appendix B); `--peak` is the device's dense bfloat16 FLOP/s.
 """
 
@@ -13,6 +13,7 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
+from itertools import pairwise
 
 import torch
 from torch import Tensor, nn
@@ -53,7 +54,7 @@ def ours(batch: int, updates: int) -> list[float]:
         return {"tokens": tokens[:, :-1].contiguous(), "targets": tokens[:, 1:].contiguous()}
 
     Trainer(model, language_model_loss, train).fit(batch_at)
-    return [b - a for a, b in zip(moments, moments[1:], strict=False)]
+    return [b - a for a, b in pairwise(moments)]
 
 
 def peer(batch: int, updates: int) -> list[float]:

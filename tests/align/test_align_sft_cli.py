@@ -68,7 +68,7 @@ def test_the_command_teaches_an_answer(rank: int, tmp_path: Path, capsys: pytest
     model = tiny_run.build_model(tmp_path / "model")
     data = tmp_path / "data.jsonl"
     data.write_text("".join(json.dumps({"prompt": [USER], "response": "yes yes"}) + "\n" for _ in range(8)))
-    flags = [str(data), "--model", str(model), "--name", f"taught-{rank}", "--rank", str(rank), "--epochs", "30"]
+    flags = [str(data), "--model", str(model), "--name", f"taught-{rank}", "--rank", str(rank), "--epochs", "20"]
     flags += ["--learning-rate", "0.02", "--row-length", "64", "--batch-size", "2", "--dtype", "float32"]
     assert sft([*flags, "--run", str(tmp_path / "run")]) == 0
     assert f"alignlab chat taught-{rank}" in capsys.readouterr().out

@@ -22,7 +22,7 @@ from alignlab.lm.generate import decode
 from alignlab.lm.gguf_config import config_from_gguf
 from alignlab.lm.gguf_reader import GGUFFile
 from alignlab.lm.gguf_tokenizer import PRE_TOKENIZERS, from_gguf
-from alignlab.lm.language_model import load
+from alignlab.lm.language_model import load as load_lm
 from alignlab.lm.model import GPTModel
 from alignlab.lm.types import SamplingParams
 from alignlab.lm.weights import load_weights
@@ -392,7 +392,7 @@ def test_the_real_model_equals_transformers() -> None:
 def test_the_real_model_writes_the_tokens_that_transformers_writes() -> None:
     """64 greedy steps on 20 prompts, fp32: the same tokens."""
     path = real_model()
-    ours = load(str(path), dtype="float32", device="cpu")
+    ours = load_lm(str(path), dtype="float32", device="cpu")
     theirs = hf.AutoModelForCausalLM.from_pretrained(path.parent, gguf_file=path.name, dtype=torch.float32).eval()
     questions = [record.prompt for record in load_prompts("helpful", "heldout")[:20]]
     prompts = [ours.tokenizer.encode_prompt([{"role": "user", "content": question}]) for question in questions]

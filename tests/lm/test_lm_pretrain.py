@@ -37,7 +37,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def config_for(corpus: Path, **changes: object) -> PretrainConfig:
-    train = TrainConfig(steps=30, learning_rate=1e-2, warmup_steps=3, checkpoint_every=7, validate_every=10)
+    train = TrainConfig(steps=60, learning_rate=1e-2, warmup_steps=3, checkpoint_every=14, validate_every=10)
     model = GPTConfig(d_model=32, n_layers=2, n_heads=4, d_mlp=64)
     config = PretrainConfig(corpus, model=model, length=32, batch_size=8, train=train, validation_batches=2)
     return resolved(replace(config, **changes), 20)  # type: ignore[arg-type]
@@ -80,7 +80,7 @@ def test_an_interrupted_pretraining_ends_in_the_same_bits(corpus: Path, tmp_path
         raise Stop
 
     with pytest.raises(Stop), Run.create(config_for(corpus), name="pretrain", path=path) as run:
-        run.log = lambda step, metrics: stop_at(step, metrics) if step == 17 else None  # type: ignore[method-assign]
+        run.log = lambda step, metrics: stop_at(step, metrics) if step == 37 else None  # type: ignore[method-assign]
         from alignlab.lm.tokenized_corpus import open_tokenized
 
         again = resolved(config, open_tokenized(corpus).tokenizer.vocab_size)

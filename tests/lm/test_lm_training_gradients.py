@@ -105,7 +105,7 @@ def test_rms_norm_of_zeros_has_finite_gradients() -> None:
 
 @pytest.mark.parametrize("masked", [False, True])
 def test_two_parts_of_the_keys_make_the_whole(masked: bool) -> None:
-    """What `attend_with_prefix` relies on: outputs weighted by their denominators, on the fused and the written path."""
+    """What `attend_with_prefix` relies on: outputs weighted by their denominators."""
     q, k, v = drawn(2, 3, 4, 8, seed=1), drawn(2, 3, 11, 8, seed=2), drawn(2, 3, 11, 8, seed=3)
     mask = torch.rand(2, 1, 4, 11, generator=torch.Generator().manual_seed(5)) < 0.6
     mask[..., 0], mask[..., -1] = True, True

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from itertools import islice
+from itertools import islice, pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -77,7 +77,7 @@ def _validation_texts(path: Path) -> Any:
 
     corpus = open_tokenized(path)
     starts = [int(start) for start in corpus.validation.document_starts] + [len(corpus.validation)]
-    for start, stop in zip(starts, starts[1:], strict=False):
+    for start, stop in pairwise(starts):
         yield corpus.tokenizer.decode(corpus.validation.slice(start, stop))
 
 
