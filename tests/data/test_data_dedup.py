@@ -117,6 +117,16 @@ def test_against_comparing_all_pairs(threshold: float) -> None:
     assert alike[np.ix_(kept, kept)].max() < min(threshold + margin, 0.999)
 
 
+def test_the_threshold_decides() -> None:
+    """Pairs of similarity about 0.7: none is a duplicate at 0.9, five standard errors away; all are at 0.5."""
+    pairs = [(text(seed), with_changes(text(seed), 7, seed)) for seed in range(30)]
+    exact = [jaccard(*pair) for pair in pairs]
+    assert 0.63 < min(exact) <= max(exact) < 0.77
+    documents = [document for pair in pairs for document in pair]
+    assert find_duplicates(documents, threshold=0.9).near == 0
+    assert find_duplicates(documents, threshold=0.5).keep.tolist() == [True, False] * 30
+
+
 def test_similarity_is_carried_on_and_the_first_stays() -> None:
     chain = [text(3)]
     for step in range(6):
