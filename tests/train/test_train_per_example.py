@@ -138,7 +138,7 @@ def windows(text: Tensor, rows: int, *names: str | int) -> Batch:
 @pytest.fixture(scope="module")
 def trained() -> GPTModel:
     """A character model that has learned something, so that the gradient is not much larger than its noise."""
-    model = GPTModel(GPTConfig(vocab_size=27, n_ctx=LENGTH, d_model=32, n_layers=1, n_heads=2, d_mlp=64), seed=1)
+    model = GPTModel(GPTConfig(vocab_size=27, n_ctx=LENGTH, d_model=32, n_layers=2, n_heads=2, d_mlp=64), seed=1)
     text = prose()
     config = TrainConfig(steps=60, learning_rate=5e-3)
     Trainer(model, language_model_loss, config).fit(lambda i: windows(text, 16, "train", i))
