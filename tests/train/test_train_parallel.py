@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack
 from pathlib import Path
 from types import ModuleType
@@ -25,7 +26,7 @@ import torch.distributed as dist
 from alignlab.core.errors import ConfigError, RunError, TrainingError
 from alignlab.train.fsdp import repeated_blocks
 from alignlab.train.parallel import Parallel, parallel_from_env
-from alignlab.train.process_group import check_backends
+from alignlab.train.process_group import agree_on_start, check_backends
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -278,6 +279,23 @@ def test_a_missing_backend_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 # Losing a rank
 
 
+def test_each_start_has_a_name_of_its_own_whatever_the_store_remembers() -> None:
+    store, starts = dist.HashStore(), []
+    for _ in range(3):
+        with ThreadPoolExecutor(3) as pool:
+            starts.append(set(pool.map(lambda rank: agree_on_start(store, rank, 3, 20.0), (1, 2, 0))))
+    assert [len(names) for names in starts] == [1, 1, 1]
+    assert len(set.union(*starts)) == 3
+
+
+def test_a_start_says_who_is_missing() -> None:
+    store = dist.HashStore()
+    with pytest.raises(RuntimeError, match=r"no word from rank 1, 2 in 0\.1 s"):
+        agree_on_start(store, 0, 3, 0.1)
+    with pytest.raises(RuntimeError, match=r"no word from rank 0"):
+        agree_on_start(store, 2, 3, 0.1)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_a_killed_rank_restarts_all_and_the_curve_is_unbroken(kind: str, tmp_path: Path) -> None:
@@ -285,10 +303,16 @@ def test_a_killed_rank_restarts_all_and_the_curve_is_unbroken(kind: str, tmp_pat
     place.mkdir()
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "--max-restarts=1"]
     environment = {key: value for key, value in os.environ.items() if key not in VARIABLES} | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(
-        [*torchrun, str(WORKER), "lost_rank", str(place)], env=environment, capture_output=True, text=True, timeout=180
-    )
-    assert done.returncode == 0, done.stderr
+    with (
+        open(tmp_path / "output.txt", "w+") as log,
+        subprocess.Popen(
+            [*torchrun, str(WORKER), "lost_rank", str(place)], env=environment, stdout=log, stderr=log
+        ) as run,
+    ):
+        try:
+            assert run.wait(timeout=180) == 0, (tmp_path / "output.txt").read_text()
+        finally:
+            run.terminate()  # takes its workers along
     expected = worker.train(Parallel(), steps=8)
     for rank in range(2):
         result = json.loads((place / f"result-{rank}.json").read_text())

@@ -7,7 +7,10 @@ already on the host never waits for the device.
 from __future__ import annotations
 
 import datetime
+import json
 import os
+import time
+import uuid
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
@@ -117,22 +120,77 @@ def _own_device(name: str, local_rank: int) -> torch.device:
 
 
 def _join(device: torch.device, timeout_seconds: float) -> None:
-    """Create the default group over torchrun's rendezvous."""
+    """Create the default group over the rendezvous that the environment names."""
     check_backends(device.type)
-    backend = "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo"
+    where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
+    timeout = datetime.timedelta(seconds=timeout_seconds)
     try:
         dist.init_process_group(
-            backend,
-            timeout=datetime.timedelta(seconds=timeout_seconds),
+            "cpu:gloo,cuda:nccl" if device.type == "cuda" else "gloo",
+            timeout=timeout,
             device_id=device if device.type == "cuda" else None,
+            **_agents_store(timeout),
         )
     except (RuntimeError, ValueError) as error:
-        where = f"{os.environ.get('MASTER_ADDR')}:{os.environ.get('MASTER_PORT')}"
-        first_line = str(error).splitlines()[0]
         raise RunError(
             f"rank {os.environ.get('RANK')} of {os.environ.get('WORLD_SIZE')} cannot join the others at {where}: "
-            f"{first_line}; all of them must be started, and reach that address"
+            f"{str(error).splitlines()[0]}; all of them must be started, and reach that address"
         ) from error
+
+
+def _agents_store(timeout: datetime.timedelta) -> dict[str, Any]:
+    """Arguments of `init_process_group` where torchrun itself keeps the store; none where it does not.
+
+    Such a store outlives a restart, and with it the addresses of processes that are gone: processes that read them wait
+    for nobody. (torch 2.13 reuses it as it is.) So each start of all processes gets a part of it to itself.
+    """
+    if os.environ.get("TORCHELASTIC_USE_AGENT_STORE") != "True":
+        return {}
+    rank, world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+    store = dist.TCPStore(
+        os.environ["MASTER_ADDR"],
+        int(os.environ["MASTER_PORT"]),
+        is_master=False,
+        timeout=timeout,
+        wait_for_workers=False,
+    )
+    part = agree_on_start(store, rank, world, timeout.total_seconds())
+    return {"store": dist.PrefixStore(part, store), "rank": rank, "world_size": world}
+
+
+def agree_on_start(store: dist.Store, rank: int, world: int, timeout_seconds: float) -> str:
+    """A name for this start of `world` processes, the same on all and never used before.
+
+    A counter will not do: after a failure the machines have restarted different numbers of times. Rank 0 makes the name
+    up. The others greet it with a word of their own, and believe only an answer that has their word in it; rank 0
+    answers until each has confirmed the name. What an earlier start left behind has other words and another name.
+
+    Raises:
+        RuntimeError: somebody was not there in time.
+    """
+    own, deadline = uuid.uuid4().hex, time.monotonic() + timeout_seconds
+    answer = ""
+    if rank:
+        store.set(f"alignlab/greeting/{rank}", own)
+    while time.monotonic() < deadline:
+        if rank == 0:
+            words = [_read(store, f"alignlab/greeting/{other}") for other in range(1, world)]
+            if answer != (answer := json.dumps([own, *words])):
+                store.set("alignlab/answer", answer)
+            if all(_read(store, f"alignlab/confirmed/{other}") == own for other in range(1, world)):
+                return own
+        else:
+            name, *words = json.loads(_read(store, "alignlab/answer") or '[""]')
+            if own in words:
+                store.set(f"alignlab/confirmed/{rank}", name)
+                return str(name)
+        time.sleep(0.02)
+    late = [other for other in range(1, world) if _read(store, f"alignlab/confirmed/{other}") != own]
+    raise RuntimeError(f"no word from rank {', '.join(map(str, late)) if rank == 0 else 0} in {timeout_seconds:g} s")
+
+
+def _read(store: dist.Store, key: str) -> str:
+    return store.get(key).decode() if store.check([key]) else ""
 
 
 def check_backends(device_type: str) -> None:
