@@ -158,6 +158,7 @@ def test_no_ngram_crosses_documents() -> None:
     apart = KneserNey.fit([[0, 1], [2, 3]], vocab_size=4, order=2)
     joined = KneserNey.fit([[0, 1, 2, 3]], vocab_size=4, order=2)
     assert apart.ngrams == [4, 4]  # (start, 0), (0, 1), (start, 2), (2, 3)
+    assert len(apart.tables[1].keys) == 4  # nor is one kept that nothing counts
     assert joined.ngrams == [4, 4]  # (start, 0), (0, 1), (1, 2), (2, 3)
     assert joined.distribution(np.array([[1]]))[0, 2] > apart.distribution(np.array([[1]]))[0, 2]
 

@@ -18,6 +18,7 @@ from alignlab.tasks.text_quality import distinct_n, repetition_rate, self_bleu
 from alignlab.viz.theme import COLOURWAY, INK, label, styled
 
 NAMES = {"ngram": "n-gram", "lstm": "LSTM", "transformer": "transformer"}
+COLOURS = {"n-gram": COLOURWAY[1], "LSTM": COLOURWAY[2], "transformer": COLOURWAY[3]}
 _SHOWN = 3
 """Prompts whose continuations the report prints."""
 _CONTROL = {code: "�" for code in (*range(32), 127) if chr(code) not in "\n\t"}
@@ -30,7 +31,7 @@ def curve(
     figure = go.Figure()
     if level is not None:
         figure.add_hline(y=level[1], line={"color": INK, "dash": "dot", "width": 1.5}, annotation_text=label(level[0]))
-    for i, (name, points) in enumerate(series.items()):
+    for name, points in series.items():
         figure.add_scatter(
             name=label(name),
             x=[x for x, _ in points],
@@ -41,10 +42,13 @@ def curve(
                 "arrayminus": [_finite(cell.estimate - cell.low) for _, cell in points],
             },
             mode="lines+markers",
-            line={"width": 2, "color": COLOURWAY[(i + 1) % len(COLOURWAY)]},
-            hovertemplate=f"{label(name)}<br>%{{x:.3s}}: %{{y:.3f}}<extra></extra>",
+            line={"width": 2, "color": COLOURS.get(name, INK)},
+            hovertemplate=f"{label(name)}<br>%{{x:.3g}}: %{{y:.3f}}<extra></extra>",
         )  # fmt: skip
-    figure.update_xaxes(title={"text": label(x_label)}, type="log", showgrid=False)
+    # The measured amounts are the ticks: on a logarithmic axis Plotly would print bare digits between powers of ten.
+    ticks = sorted({x for points in series.values() for x, _ in points})
+    texts = [f"{x:,.0f}" if x < 1e6 else f"{x:.1e}".replace("e+", "e") for x in ticks]
+    figure.update_xaxes(title={"text": label(x_label)}, type="log", showgrid=False, tickvals=ticks, ticktext=texts)
     figure.update_yaxes(title={"text": "bits per byte"})
     return styled(figure)
 

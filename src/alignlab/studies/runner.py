@@ -81,7 +81,14 @@ def report_page(study: Study | type[Study], run: Run, findings: Findings) -> Pag
         page.text(_SMOKE)
     page.heading("Claims and verdicts")
     rows = [
-        (claim.statement, claim.expected, claim.observed, claim.unit, Badge(_BADGES[claim.verdict]), claim.note)
+        (
+            claim.statement,
+            f"{claim.expected} ({claim.source})",
+            claim.observed,
+            claim.unit,
+            Badge(_BADGES[claim.verdict]),
+            claim.note,
+        )
         for claim in findings.claims
     ]
     page.table(("claim", "expected", "observed", "of", "verdict", "note"), rows, caption=_tally(findings.claims))
@@ -119,10 +126,7 @@ def summary_lines(path: str | Path) -> list[str]:
 def _tally(claims: tuple[Claim, ...]) -> str:
     counts = {verdict: sum(claim.verdict == verdict for claim in claims) for verdict in _BADGES}
     words = ", ".join(f"{count} {verdict}" for verdict, count in counts.items() if count)
-    source = "; ".join(dict.fromkeys(claim.source for claim in claims))
-    return (
-        f"{words or 'No claims'}. A failed claim is a result. Expectations from: {source}." if claims else "No claims."
-    )
+    return f"{words}. A failed claim is a result." if claims else "No claims."
 
 
 def _settings(run: Run) -> str:

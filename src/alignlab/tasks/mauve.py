@@ -25,9 +25,9 @@ if TYPE_CHECKING:
 
 FloatArray = NDArray[np.float64]
 SCALE = 5.0
-"""c of the paper, section 3."""
+"""c of the paper."""
 MIXTURES = 25
-"""Mixture weights strictly between 0 and 1, as in the paper's appendix."""
+"""Mixture weights strictly between 0 and 1, as many as the authors' implementation takes."""
 KEPT_VARIANCE = 0.9
 """Share of the variance that the principal components before k-means keep."""
 
@@ -51,14 +51,14 @@ def mauve(
 ) -> Mauve:
     """MAUVE of two sets of features, one row a text.
 
-    `clusters` 0 means a tenth of the smaller set, as the paper does, and at least 2. The score depends on it, on the
+    `clusters` 0 means a tenth of the smaller set and at least 2, as in the authors' implementation. The score depends on it, on the
     features and on the number of texts: compare only scores with all three alike, and beside the score of human text
     against other human text. Raises DataError for sets that are empty, not finite or of different width.
     """
     first, second = _features(human, "human"), _features(generated, "generated")
     if first.shape[1] != second.shape[1]:
         raise DataError(f"human features have width {first.shape[1]}, generated {second.shape[1]}; they must agree")
-    k = clusters or max(2, min(len(first), len(second)) // 10)
+    k = clusters or max(2, round(min(len(first), len(second)) / 10))
     total = len(first) + len(second)
     require(1 <= k <= total, "clusters", clusters, f"0, or 1 to the number of texts ({total})")
     labels = quantise(np.concatenate([first, second]), k, seed=seed)
