@@ -3,8 +3,8 @@
     python bench/gpu_pretrain.py [--batch 64] [--updates 40] [--peer]
 
 12 layers, width 768, 12 heads, vocabulary 50304, length 1024, bfloat16, compiled; clipping and AdamW included,
-synthetic tokens. Model FLOPs a token are 6 N + 12 · layers · width · length, N without position embeddings (PaLM, Chowdhery et
-al. 2022, appendix B); `--peak` is the device's dense bfloat16 FLOP/s.
+synthetic tokens. Model FLOPs a token are 6 N + 12 · layers · width · length, N without position embeddings (PaLM,
+Chowdhery et al. 2022, appendix B); `--peak` is the device's dense bfloat16 FLOP/s.
 """
 
 from __future__ import annotations

@@ -106,7 +106,7 @@ def test_parts_without_data_say_what_to_switch_on(tmp_path: Path) -> None:
     for noise in (True, False):
         page = build_report(Dynamics(write_run(tmp_path / f"run-{noise}", noise=noise, layers=not noise))).html()
         assert page.count("Not recorded. To record") == (2 if noise else 1)
-        assert "observers=[GradientNoiseScale()" in page
+        assert "--noise-scale-every" in page
 
 
 def test_a_run_without_observers_is_refused(tmp_path: Path) -> None:

@@ -82,3 +82,36 @@ def test_lora_learns_over_a_frozen_bfloat16_base(precision: str, dropout: float,
     resumed = fresh()
     assert Trainer(resumed, language_model_loss, config, checkpoint_dir=tmp_path).fit(batches(rows, 2)) == result
     assert all(torch.equal(a, b) for a, b in zip(lora_parameters(model), lora_parameters(resumed), strict=True))
+
+
+def test_pretraining_rows_with_targets_equal_rows_that_imply_them() -> None:
+    model = GPTModel(SMALL, seed=1)
+    tokens = torch.randint(29, (3, 13), generator=torch.Generator().manual_seed(3))
+    implied, metrics = language_model_loss(model, {"tokens": tokens})
+    shifted = {"tokens": tokens[:, :-1], "targets": tokens[:, 1:]}
+    given, same = language_model_loss(model, shifted)
+    torch.testing.assert_close(given, implied)
+    assert metrics == same == {"tokens": 36.0}
+    keep = torch.rand(3, 12, generator=torch.Generator().manual_seed(4)) < 0.5
+    nll = F.cross_entropy(model(tokens[:, :-1]).transpose(1, 2), tokens[:, 1:], reduction="none")
+    masked, count = language_model_loss(model, {**shifted, "loss_mask": keep})
+    torch.testing.assert_close(masked, nll[keep].mean())
+    assert count == {"tokens": float(keep.sum())}
+
+
+def test_targets_of_packed_documents_count_within_their_document() -> None:
+    model, batch = GPTModel(SMALL, seed=1), collate(pack(examples(), 16))
+    tokens, segments = batch["tokens"], batch["segments"]
+    expected, count = language_model_loss(model, {"tokens": tokens, "segments": segments})
+    targets = torch.cat([tokens[:, 1:], torch.zeros_like(tokens[:, :1])], 1)
+    mask = torch.cat([torch.ones_like(segments[:, 1:]), torch.zeros_like(segments[:, :1])], 1).bool()
+    mask[:, :-1] &= (segments[:, 1:] == segments[:, :-1]) & (segments[:, 1:] > 0)
+    given, same = language_model_loss(
+        model, {"tokens": tokens, "targets": targets, "segments": segments, "loss_mask": mask}
+    )
+    torch.testing.assert_close(given, expected)
+    assert same == count
+    # Without a mask: all targets in their own document; the last column's target is taken to be there too.
+    loose, counted = language_model_loss(model, {"tokens": tokens, "targets": targets, "segments": segments})
+    assert counted["tokens"] == count["tokens"] + float((segments[:, -1] > 0).sum())
+    assert loose != expected

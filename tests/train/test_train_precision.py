@@ -118,7 +118,7 @@ def test_scale_is_part_of_the_checkpoint(tmp_path: Path, monkeypatch: pytest.Mon
     expected = Trainer(straight, loss, config, checkpoint_dir=tmp_path / "a").fit(batches)
 
     def stopping(i: int) -> Batch:
-        if i == 4:
+        if i == 3:
             raise KeyboardInterrupt
         return batches(i)  # type: ignore[no-any-return]
 

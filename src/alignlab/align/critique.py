@@ -155,7 +155,8 @@ class ConstitutionalTrainer:
         parameters = [p for group in self.optimizer.param_groups for p in group["params"]]
         norm = torch.nn.utils.clip_grad_norm_(parameters, 1.0)
         self.optimizer.step()
-        return {**metrics, "loss": float(loss.detach()), "grad_norm": float(norm)}
+        measured = {key: float(value) for key, value in metrics.items()}
+        return {**measured, "loss": float(loss.detach()), "grad_norm": float(norm)}
 
     def decoding(self) -> AbstractContextManager[None]:
         """The model with its adapter folded in, which decodes faster."""

@@ -18,6 +18,7 @@ from alignlab.lm.hf_export import load_hf
 from alignlab.lm.llama2c import load_llama2c, load_llama2c_tokenizer
 from alignlab.lm.model import GPTModel
 from alignlab.lm.tokenizer import Tokenizer
+from alignlab.lm.tokenizer_training import load_tokenizer
 from alignlab.lm.weights import load_weights
 
 
@@ -95,7 +96,7 @@ def _resolve_directory(path: Path) -> Path:
 
 def _load_path(path: Path, dtype: torch.dtype, device: torch.device) -> LanguageModel:
     if path.is_dir():
-        tokenizer = Tokenizer.from_hf(path)
+        tokenizer = load_tokenizer(path)
         return LanguageModel(load_hf(path, dtype=dtype, device=device), tokenizer, path.name, str(path))
     if path.suffix == ".bin":
         model = load_llama2c(path, dtype=dtype, device=device)

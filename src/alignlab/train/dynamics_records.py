@@ -15,7 +15,7 @@ from alignlab.stats.interval import Interval
 from alignlab.stats.validation import FloatArray
 from alignlab.train.noise_scale import MovingMoments
 
-SWITCH_ON = "give the trainer observers=[GradientNoiseScale(), LayerStatistics(model)] (see docs/dynamics.md)"
+SWITCH_ON = "pretrain with --noise-scale-every and --statistics-every (see docs/dynamics.md)"
 DECAY = 0.98
 SPIKE_WINDOW = 50
 SPIKE_HISTORY = 10
