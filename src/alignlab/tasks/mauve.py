@@ -51,9 +51,9 @@ def mauve(
 ) -> Mauve:
     """MAUVE of two sets of features, one row a text.
 
-    `clusters` 0 means a tenth of the smaller set and at least 2, as in the authors' implementation. The score depends on it, on the
-    features and on the number of texts: compare only scores with all three alike, and beside the score of human text
-    against other human text. Raises DataError for sets that are empty, not finite or of different width.
+    `clusters` 0 means a tenth of the smaller set and at least 2, as in the authors' implementation. The score depends
+    on it, on the features and on the number of texts: compare only scores with all three alike, and beside the score of
+    human text against other human text. Raises DataError for sets that are empty, not finite or of different width.
     """
     first, second = _features(human, "human"), _features(generated, "generated")
     if first.shape[1] != second.shape[1]:
