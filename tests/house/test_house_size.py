@@ -14,7 +14,7 @@ FILE_LINES, FILE_HARD_STOP, FUNCTION_LINES, PARAMETERS = 300, 600, 60, 8
 LONG_FILES: dict[str, str] = {}
 LONG_FUNCTIONS: dict[str, str] = {}
 MANY_PARAMETERS: dict[str, str] = {
-    "train/trainer.py:Trainer.__init__": "one object owns the loop; all beside model, loss and config are optional keywords",
+    "train/trainer.py:Trainer.__init__": "it owns the loop; all but model, loss and config are optional keywords",
 }
 BANNED_NAMES = {"utils.py", "helpers.py", "common.py"}
 

@@ -134,7 +134,7 @@ def through_trainer(parallel: Parallel, optimizer: str, directory: Path | None =
         grad_clip=CLIP,
         accumulate=ACCUMULATE,
         optimizer=optimizer,  # type: ignore[arg-type]
-        ema_decay=0.0,
+        ema_decay=0.5,
         checkpoint_every=2,
         validate_every=2,
     )

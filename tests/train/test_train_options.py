@@ -113,6 +113,7 @@ def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler uses what torch deprecates
 def test_really_compiled_training_gives_the_same_losses() -> None:
     _, history = trained(CONFIG)
     _, compiled = trained(replace(CONFIG, compile=True))

@@ -61,8 +61,7 @@ def checkpointed_blocks(model: nn.Module) -> Iterator[None]:
     blocks = getattr(model, "blocks", None)
     if not isinstance(blocks, nn.ModuleList | nn.Sequential) or len(blocks) == 0:
         raise ConfigError(
-            f"gradient_checkpointing is on, but {type(model).__name__} has no `blocks`, the list of modules to apply it "
-            "to; switch it off"
+            f"gradient_checkpointing is on, but {type(model).__name__} has no `blocks` to apply it to; switch it off"
         )
     for block in blocks:
         cast(Any, block).forward = partial(checkpoint, block.forward, use_reentrant=False)

@@ -220,10 +220,12 @@ class Trainer:
     def _validate(self) -> None:
         assert self.validate is not None
         assert self.pending is not None
-        with evaluation_mode(self.model), self.parallel.gathered(self.updater.compute):
-            self.pending.add(self.validate(self.model))
+        gathered, compute = self.parallel.gathered, self.updater.compute
+        with evaluation_mode(self.model):
+            with gathered(compute):
+                self.pending.add(self.validate(self.model))
             if self.average is not None:
-                with ema_weights(self.model, self.average):
+                with ema_weights(self.model, self.average), gathered(compute):  # shards are filled, then gathered
                     averaged = {f"ema_{key}": value for key, value in self.validate(self.model).items()}
                 self.pending.add(averaged)
         self._judge()
