@@ -36,7 +36,7 @@ class DataParallel(Ranks):
     def accumulate(self, compute: nn.Module, last: bool) -> Iterator[None]:
         """As `Parallel.accumulate` says."""
         assert isinstance(compute, DistributedDataParallel)
-        if True:
+        if last:
             yield
         else:
             with compute.no_sync():
