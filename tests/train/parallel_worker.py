@@ -63,6 +63,7 @@ def train(
     watch(compute)
     parameters = trainable_parameters(model)
     optimizer = make_adamw(model, learning_rate=1e-2, weight_decay=0.1)
+    device = next(model.parameters()).device
     averaged = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
     found = None if source is None else parallel.load(source, model, optimizer, tensors=averaged)
     history: list[dict[str, float]] = [] if found is None else found["history"]
@@ -70,7 +71,8 @@ def train(
         optimizer.zero_grad(set_to_none=True)
         total, loss_sum = 0.0, 0.0
         for i in range(ACCUMULATE):
-            batch = parallel.rows(batch_at((step - 1) * ACCUMULATE + i))
+            rows = parallel.rows(batch_at((step - 1) * ACCUMULATE + i))
+            batch = {key: value.to(device) for key, value in rows.items()}
             with parallel.accumulate(compute, last=i == ACCUMULATE - 1):
                 loss, metrics = compute(batch)
                 (loss * metrics["tokens"]).backward()
@@ -90,14 +92,16 @@ def train(
             parallel.save(save_to, step, model, optimizer, {"history": history}, averaged)
         at_step(step)
     with parallel.gathered(compute), torch.no_grad():
-        history.append({"step": steps, "validation": float(language_model_loss(model, batch_at(10_000))[0])})
-    history[-1]["averaged"] = sum(_norm(tensor) for tensor in averaged.values())
-    return history
-
-
-def _norm(tensor: Tensor) -> float:
-    whole = tensor.full_tensor() if hasattr(tensor, "full_tensor") else tensor
-    return float(whole.norm())
+        batch = {key: value.to(device) for key, value in batch_at(10_000).items()}
+        history.append({"step": steps, "validation": float(language_model_loss(model, batch)[0])})
+    wholes = (parallel.whole(averaged), parallel.whole(model.state_dict()))
+    if parallel.is_main:
+        alone = GPTModel(CONFIG)  # what is exported is the model that was validated
+        alone.load_state_dict(wholes[1])
+        with torch.no_grad():
+            again = float(language_model_loss(alone, batch_at(10_000))[0])
+        history[-1] |= {"averaged": sum(float(tensor.norm()) for tensor in wholes[0].values()), "exported": again}
+    return parallel.broadcast(history)
 
 
 def counted(name: str, calls: list[str]) -> Callable[[nn.Module], None]:

@@ -147,6 +147,13 @@ class Parallel:
         """What every rank gave, by rank; plain data. All of them have to call it."""
         return [value]
 
+    def whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """`tensors` with the parts of all ranks put together, in rank 0's host memory; empty on the others.
+
+        For export: `parallel.whole(model.state_dict())`. One tensor at a time is whole on the device.
+        """
+        return {name: tensor.detach().cpu() for name, tensor in tensors.items()}
+
     def barrier(self) -> None:
         """Wait until every process is here."""
 

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 from alignlab.core.config import require
 from alignlab.core.errors import ConfigError, RunError
@@ -94,6 +95,15 @@ class Ranks(Parallel):
         values: list[Any] = [None] * self.world
         dist.all_gather_object(values, value)
         return values
+
+    def whole(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """As `Parallel.whole` says."""
+        kept = {}
+        for name, tensor in tensors.items():
+            full = tensor.full_tensor() if isinstance(tensor, DTensor) else tensor  # every rank takes part
+            if self.is_main:
+                kept[name] = full.detach().cpu()
+        return kept
 
     def barrier(self) -> None:
         """Wait until every process is here."""
