@@ -111,7 +111,7 @@ def test_parts_without_data_say_what_to_switch_on(tmp_path: Path) -> None:
 
 def test_a_run_without_observers_is_refused(tmp_path: Path) -> None:
     dynamics = Dynamics(write_run(tmp_path / "run", noise=False, layers=False))
-    with pytest.raises(RunError, match=r"neither noise scale nor layer statistics; .* observers=\[GradientNoiseScale"):
+    with pytest.raises(RunError, match=r"neither noise scale nor layer statistics; .* --noise-scale-every"):
         build_report(dynamics)
 
 

@@ -147,7 +147,8 @@ def _open(path: Path, parallel: Parallel) -> Source:
     whole = False
     try:
         _together(parallel, lambda: _require_visible(path))
-        whole = (path / "weights.safetensors").exists()
+        # Either file tells: the other may be what is missing.
+        whole = any((path / name).exists() for name in ("weights.safetensors", "optimizer.safetensors"))
         if whole:
             return _together(parallel, lambda: Whole(read_checkpoint(path)))
         sums = _sums_of(path, parallel)
