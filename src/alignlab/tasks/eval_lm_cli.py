@@ -110,9 +110,11 @@ def quality(sampler: LocalSampler, texts: list[str], options: argparse.Namespace
     from alignlab.lm.types import SamplingParams
     from alignlab.tasks.text_quality import distinct_n, repetition_rate, self_bleu
 
-    start = [text[:200] for text in texts if len(text) >= 40]
+    tokenizer, longest = sampler.lm.tokenizer, min(64, max(1, sampler.lm.model.config.n_ctx // 4))
+    start = [tokenizer.decode(tokenizer.encode(text[:400])[:longest]) for text in texts]
+    start = [text for text in start if text.strip()]
     if not start:
-        raise ConfigError("no document has 40 characters to begin a sample with; leave --samples out")
+        raise ConfigError("no document has text to begin a sample with; leave --samples out")
     prompts = [start[i % len(start)] for i in range(options.samples)]
     sampling = SamplingParams(max_tokens=options.sample_tokens, temperature=1.0, seed=options.seed)
     written = [completion.tokens for completion in sampler.generate(prompts, sampling)]
