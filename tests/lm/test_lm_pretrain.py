@@ -121,7 +121,7 @@ def test_the_command_trains_and_goes_on(corpus: Path, tmp_path: Path, capsys: py
     ("changes", "words"),
     [
         ({"micro_batch": 3}, "micro_batch is 3, allowed: a divisor of the 8 rows"),
-        ({"length": 5000}, "lower the length or use more text"),
+        ({"length": 9000}, "lower the length or use more text"),
     ],
 )
 def test_what_does_not_fit_is_told(corpus: Path, tmp_path: Path, changes: dict[str, int], words: str) -> None:
