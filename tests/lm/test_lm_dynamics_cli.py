@@ -96,7 +96,7 @@ def test_measuring_on_its_model(
 def test_a_run_without_observers(tmp_path: Path) -> None:
     with Run.create({}, name="bare", path=tmp_path / "bare") as run:
         run.log(1, {"pretrain/loss": 1.0, "pretrain/learning_rate": 0.1})
-    with pytest.raises(RunError, match=r"to record them, give the trainer observers=\["):
+    with pytest.raises(RunError, match=r"to record them, pretrain with --noise-scale-every"):
         dynamics([str(tmp_path / "bare")])
     assert not (tmp_path / "bare" / "dynamics.html").exists()
 
