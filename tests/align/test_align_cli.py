@@ -195,14 +195,17 @@ def test_the_command_from_end_to_end(
 
 def test_same_settings_are_found_again(model: Path, runs: Path) -> None:
     config = tiny_run.tiny_config(model)
-    assert cli.find_same(config) is None
+    assert cli.find_same("align", config) is None
     Run.create(config, name="align").close("failed")
     newest = Run.create(config, name="align")
     newest.close("interrupted")
     Run.create(config, name="other").close()
     Run.create(tiny_run.tiny_config(model, seed=1), name="align").close()
     Run.create({"modle": 1}, name="align").close()
-    assert cli.find_same(config) in {run.path for run in list_runs(runs)[:2]}
-    assert cli.find_same(AlignConfig()) is None
+    damaged = Run.create(config, name="align")
+    damaged.close()
+    (damaged.path / "status.json").write_text("{")  # one run that cannot be read does not stop another
+    assert cli.find_same("align", config) in {run.path for run in list_runs(runs)[:2]}
+    assert cli.find_same("align", AlignConfig()) is None
     with Run.open(newest.path):
-        assert cli.find_same(config) != newest.path
+        assert cli.find_same("align", config) != newest.path

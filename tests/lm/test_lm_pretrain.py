@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
+import sys
 from dataclasses import replace
 from pathlib import Path
 
@@ -115,6 +117,26 @@ def test_the_command_trains_and_goes_on(corpus: Path, tmp_path: Path, capsys: py
     assert "alignlab chat tiny-mill" in first
     assert command(flags) == 0  # nothing is left to do
     assert "5 updates" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("kind", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
+def test_several_processes_leave_one_model_and_their_logs(
+    corpus: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What two processes trained is exported, is what one process trains, and each rank has kept its own metrics."""
+    flags = [str(corpus), "--length", "16", "--batch-size", "4", "--model.d-model", "16", "--model.n-layers", "1"]
+    flags += ["--model.d-mlp", "32", "--train.steps", "4", "--train.ema-decay", "0.5", "--weights", "average"]
+    start = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    own = ["--name", f"two-{kind}", "--parallel", kind]  # not --run, which torchrun takes for a flag of its own
+    monkeypatch.setenv("ALIGNLAB_RUNS", str(tmp_path / "runs"))
+    done = subprocess.run(
+        [*start, "-m", "alignlab", "pretrain", *flags, *own], capture_output=True, text=True, timeout=240
+    )
+    assert done.returncode == 0, done.stderr
+    assert command([*flags, "--run", str(tmp_path / "one"), "--name", f"one-{kind}"]) == 0
+    two, one = (load(f"{name}-{kind}", dtype="float32").model.state_dict() for name in ("two", "one"))
+    assert all(torch.allclose(two[name], one[name], atol=1e-5) for name in one)
+    assert len(list((tmp_path / "runs").glob("*/metrics-rank-1.jsonl"))) == 1
 
 
 @pytest.mark.parametrize(

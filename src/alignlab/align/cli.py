@@ -6,10 +6,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alignlab.align.config import AlignConfig
-from alignlab.core.config import from_dict, parse_cli, require
+from alignlab.core.config import parse_cli, require
 from alignlab.core.progress import Progress
-from alignlab.core.run_status import find_run, list_runs
-from alignlab.core.runs import Run
+from alignlab.core.run_status import find_run
+from alignlab.core.runs import Run, find_same
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ def align(argv: list[str]) -> int:
     config = AlignConfig(**{name: getattr(command, name) for name in AlignConfig.__dataclass_fields__})
     existing = command.run if command.run is not None and command.run.exists() else None
     if existing is None and command.run is None and not command.fresh:
-        existing = find_same(config)
+        existing = find_same("align", config)
     progress = Progress()
     if existing is not None:
         run = Run.open(existing, config=config, sinks=command.sinks)
@@ -95,25 +95,6 @@ def summary(run: Run, report: Path) -> str:
     return "\n".join(lines)
 
 
-def find_same(config: AlignConfig) -> Path | None:
-    """The newest run of exactly these settings, finished or not."""
-    for found in reversed(list_runs()):
-        run = Run.read(found.path)
-        if run.name == "align" and matches(run, config) and found.state != "running":
-            return found.path
-    return None
-
-
-def matches(run: Run, config: AlignConfig) -> bool:
-    """Whether a run was started with this configuration."""
-    from alignlab.core.errors import ConfigError
-
-    try:
-        return from_dict(AlignConfig, run.config_dict) == config
-    except ConfigError:
-        return False
-
-
 @dataclass(frozen=True)
 class ReportCommand:
     """Write the report of an alignment run again."""
@@ -124,9 +105,7 @@ class ReportCommand:
 
 def report(argv: list[str]) -> int:
     """The `alignlab report` command; returns its exit code."""
-    # A run may be named without its flag, as in `alignlab runs show RUN`.
-    named = ["--run", *argv] if argv and not argv[0].startswith("-") else argv
-    command = parse_cli(ReportCommand, named, prog="alignlab report")
+    command = parse_cli(ReportCommand, argv, prog="alignlab report", first="run")
     run = Run.read(find_run(command.run))
     print(write_report(run))
     return 0

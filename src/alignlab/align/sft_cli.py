@@ -72,8 +72,7 @@ def sft(argv: list[str]) -> int:
     from alignlab.core.progress import Progress
     from alignlab.core.runs import Run
 
-    named = ["--data", *argv] if argv and not argv[0].startswith("-") else argv
-    command = parse_cli(FineTuneCommand, named, prog="alignlab sft")
+    command = parse_cli(FineTuneCommand, argv, prog="alignlab sft", first="data")
     config = FineTuneConfig(**{f.name: getattr(command, f.name) for f in fields(FineTuneConfig)})
     if command.run is not None and command.run.exists():
         run = Run.open(command.run, config=config, sinks=command.sinks)

@@ -17,12 +17,15 @@ C = TypeVar("C")
 _RULE = re.compile(r"[─-]{3,}")
 
 
-def parse_cli(cls: type[C], args: Sequence[str], *, prog: str) -> C:
+def parse_cli(cls: type[C], args: Sequence[str], *, prog: str, first: str | None = None) -> C:
     """The config `cls` from command-line arguments; flags and help come from its fields and their docstrings.
 
     `--config FILE.yaml` loads a saved config whose values take the place of the defaults; flags override them.
-    `--help` prints and raises SystemExit(0). A wrong flag, value or file raises ConfigError with one sentence.
+    A first argument that is no flag is the value of the field `first`. `--help` prints and raises SystemExit(0). A
+    wrong flag, value or file raises ConfigError with one sentence.
     """
+    if first is not None and args and not args[0].startswith("-"):
+        args = [f"--{first}", *args]
     path, rest = _take_config(list(args))
     extra: dict[str, Any] = {} if path is None else {"default": load_yaml(cls, path)}
     import tyro

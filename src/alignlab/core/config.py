@@ -196,8 +196,8 @@ def differing_fields(old: Mapping[str, Any], new: Mapping[str, Any], where: str 
     return names
 
 
-def parse_cli(cls: type[C], args: Sequence[str], *, prog: str) -> C:
+def parse_cli(cls: type[C], args: Sequence[str], *, prog: str, first: str | None = None) -> C:
     """The config `cls` from command-line arguments; see `alignlab.core.cli.parse_cli`."""
     from alignlab.core.cli import parse_cli as parse  # tyro is imported only when a command line is parsed
 
-    return parse(cls, args, prog=prog)
+    return parse(cls, args, prog=prog, first=first)

@@ -25,7 +25,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
-from alignlab.core.config import differing_fields, to_dict
+from alignlab.core.config import differing_fields, from_dict, to_dict
 from alignlab.core.device import peak_memory_bytes, reset_peak_memory
 from alignlab.core.errors import ConfigError, RunError
 from alignlab.core.files import append_bytes, append_jsonl, atomic_write, mend_tail, writing
@@ -35,7 +35,7 @@ from alignlab.core.run_record import RESERVED, RunRecord, StageRecord
 from alignlab.core.run_status import STATUS_FILE, RunSummary, find_run, list_runs, new_status, read_status
 from alignlab.core.sinks import Sinks, check_sinks
 
-__all__ = ["Run", "RunSummary", "StageRecord", "find_run", "list_runs"]
+__all__ = ["Run", "RunSummary", "StageRecord", "find_run", "find_same", "list_runs"]
 
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,79}")
 _STATUS_EVERY_SECONDS = 5.0
@@ -269,3 +269,13 @@ def _mend(path: Path) -> None:
         mend_tail(descriptor, path)
     finally:
         os.close(descriptor)
+
+
+def find_same(name: str, config: object) -> Path | None:
+    """The newest run called `name` of exactly this config, finished or not, that no process is writing."""
+    for found in reversed(list_runs()):
+        if found.name == name and found.state not in ("running", "unreadable"):
+            with suppress(ConfigError):  # a run of a version that had other fields
+                if from_dict(type(config), Run.read(found.path).config_dict) == config:
+                    return found.path
+    return None

@@ -59,7 +59,7 @@ class _Attention(torch.autograd.Function):
             mask = torch.ones(1, 1, pos, pos, dtype=torch.bool, device=q.device).tril()
         hidden = ~mask
         # Positions first in memory, as the projections behind them want it.
-        grads = [torch.empty_like(t.transpose(1, 2).contiguous()).transpose(1, 2) for t in (q, k, v)]
+        grads = [t.new_empty(t.transpose(1, 2).shape).transpose(1, 2) for t in (q, k, v)]
         for row, (k_row, v_row) in enumerate(zip(k, v, strict=True)):
             # The heads of a group stand below each other, so that products over them add up by themselves.
             q_row = q[row].reshape(kv_heads, -1, d_head) * ctx.scale

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from alignlab.core.config import require
 from alignlab.core.device import pick_device
@@ -52,17 +52,26 @@ class Pretraining:
     def execute(self) -> TrainResult:
         """Train to the end, from the last checkpoint if there is one; then export and register the model."""
         config = self.config
-        model = GPTModel(config.model, seed=derive_seed(config.train.seed, "weights"))
-        device = pick_device(config.device)
-        if device.type == "cuda" and self.parallel.world > 1:
-            device = torch.device("cuda", torch.cuda.current_device())
-        model.to(device)
+        place = self.parallel.broadcast(None if self.run is None else str(self.run.path))
+        if place is not None:
+            self.parallel.open_log(place)
+        model = GPTModel(config.model, seed=derive_seed(config.train.seed, "weights")).to(self.device())
         trainer = self.trainer(model)
         with Prefetch(self.loader(), ahead=2) as batch_at:
             result = trainer.fit(batch_at)
-        if self.run is not None and self.parallel.world == 1:
-            self.keep(model, trainer)
+        kept = dict(model.state_dict())
+        if config.weights == "average" and trainer.average is not None:
+            kept |= trainer.average.tensors
+        whole = self.parallel.whole(kept)  # every rank gives its part
+        if self.run is not None:
+            self.keep(whole)
         return result
+
+    def device(self) -> torch.device:
+        """Where this process computes; among several, the parallel kind has chosen a GPU for it already."""
+        device = pick_device(self.config.device)
+        several = device.type == "cuda" and self.parallel.world > 1
+        return torch.device("cuda", torch.cuda.current_device()) if several else device
 
     def trainer(self, model: GPTModel) -> Trainer:
         """The loop for `model` with everything that the configuration switches on."""
@@ -135,14 +144,13 @@ class Pretraining:
             "validation_bits_per_byte": nats / math.log(2) * manifest.tokens / manifest.bytes,
         }
 
-    def keep(self, model: GPTModel, trainer: Trainer) -> None:
-        """Write the model in Hugging Face format, register it, and note what it says unprompted."""
+    def keep(self, weights: dict[str, Tensor]) -> None:
+        """Write the model with these weights in Hugging Face format, register it, and note what it says unprompted."""
         assert self.run is not None
         run, path = self.run, self.run.path / "model"
-        if self.config.weights == "average" and trainer.average is not None:
-            for name, tensor in trainer.average.tensors.items():
-                model.get_parameter(name).data.copy_(tensor)
-        lm = LanguageModel(model.eval(), self.corpus.tokenizer, self.config.name, str(path))
+        model = GPTModel(self.config.model)
+        model.load_state_dict(weights)
+        lm = LanguageModel(model.to(self.device()).eval(), self.corpus.tokenizer, self.config.name, str(path))
         texts = samples(lm, seed=self.config.train.seed)
         run.write_artifact("samples.json", texts)
         try:

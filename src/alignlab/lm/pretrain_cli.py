@@ -32,9 +32,7 @@ class PretrainCommand(PretrainConfig):
 
 def pretrain(argv: list[str]) -> int:
     """The `alignlab pretrain` command; returns its exit code."""
-    # The corpus may be named without its flag.
-    named = ["--data", *argv] if argv and not argv[0].startswith("-") else argv
-    command = parse_cli(PretrainCommand, named, prog="alignlab pretrain")
+    command = parse_cli(PretrainCommand, argv, prog="alignlab pretrain", first="data")
     config = PretrainConfig(**{f.name: getattr(command, f.name) for f in fields(PretrainConfig)})
     return train(config, place=command.run, fresh=command.fresh, sinks=command.sinks)
 
@@ -42,7 +40,7 @@ def pretrain(argv: list[str]) -> int:
 def train(config: PretrainConfig, *, place: Path | None, fresh: bool, sinks: tuple[str, ...]) -> int:
     """Train in a new run or in the one that was interrupted; returns the exit code."""
     from alignlab.core.progress import Progress
-    from alignlab.core.runs import Run
+    from alignlab.core.runs import Run, find_same
     from alignlab.lm.pretrain import pretrain, start_parallel
     from alignlab.lm.tokenized_corpus import open_tokenized
 
@@ -57,7 +55,7 @@ def train(config: PretrainConfig, *, place: Path | None, fresh: bool, sinks: tup
         again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
         existing = place if place is not None and place.exists() else None
         if existing is None and place is None and (again or not fresh):
-            existing = find_same(config)
+            existing = find_same("pretrain", config)
         if existing is not None:
             run = Run.open(existing, config=config, sinks=sinks)
             progress.say(f"going on with {existing}")
@@ -69,19 +67,6 @@ def train(config: PretrainConfig, *, place: Path | None, fresh: bool, sinks: tup
     finally:
         parallel.close()
     return 0
-
-
-def find_same(config: PretrainConfig) -> Path | None:
-    """The newest run of exactly these settings that nobody is writing."""
-    from alignlab.core.config import to_dict
-    from alignlab.core.run_status import list_runs
-    from alignlab.core.runs import Run
-
-    for found in reversed(list_runs()):
-        run = Run.read(found.path)
-        if run.name == "pretrain" and found.state != "running" and run.config_dict == to_dict(config):
-            return found.path
-    return None
 
 
 def summary(config: PretrainConfig, run: Run, result: TrainResult) -> str:
