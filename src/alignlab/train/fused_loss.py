@@ -73,32 +73,16 @@ def _sweep(
     return loss, penalty
 
 
-def sweep_to_compile(
-    raw: Tensor, targets: Tensor, scale: Tensor, softcap: float | None, z_loss: float, want_grad: bool
-) -> tuple[Tensor, Tensor]:
-    """`_sweep` without writing over temporaries: a compiler makes one pass for the sums of it and one for gradients."""
-    logits = raw.to(scale.dtype)
-    if softcap is not None:
-        logits = softcap * torch.tanh(logits / softcap)
-    log_total = torch.logsumexp(logits, dim=1)
-    loss = (scale * (log_total - logits.gather(1, targets[:, None]).squeeze(1))).sum()
-    penalty = z_loss * (scale * log_total.square()).sum()
-    if want_grad:
-        share = torch.exp(logits - log_total[:, None]) * (1.0 + 2.0 * z_loss * log_total)[:, None]
-        hot = torch.arange(raw.shape[1], device=raw.device) == targets[:, None]
-        grad = (share - hot.to(share.dtype)) * scale[:, None]
-        raw.copy_(grad if softcap is None else grad * (1.0 - (logits / softcap).square()))
-    return loss, penalty
-
-
 @functools.cache
-def _sweep_on(device: str) -> Callable[..., tuple[Tensor, Tensor]]:
-    """On a GPU the compiled sweep, where there is a compiler: logits then cross the memory three times, not twenty."""
-    if device == "cuda":
+def _sweep_on(device: str, dtype: torch.dtype) -> Callable[..., tuple[Tensor, Tensor]]:
+    """On a GPU the Triton kernel, where there is Triton: logits then cross the memory three times, not twenty."""
+    if device == "cuda" and dtype != torch.float64:
         from torch.utils._triton import has_triton
 
         if has_triton():
-            return torch.compile(sweep_to_compile)
+            from alignlab.train.loss_kernel import sweep_by_kernel
+
+            return sweep_by_kernel
     return _sweep
 
 
@@ -161,7 +145,7 @@ class FusedLoss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         grad_hidden = torch.zeros_like(hidden) if how.want_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=scale.dtype) if how.want_weight else None
-        sweep = _sweep_on(hidden.device.type)
+        sweep = _sweep_on(hidden.device.type, hidden.dtype)
         loss, penalty, total = scale.new_zeros(()), scale.new_zeros(()), scale.sum()
         if hidden.dtype != torch.float16:
             scale, total = scale / total, torch.ones_like(total)
@@ -175,7 +159,9 @@ class FusedLoss(torch.autograd.Function):
                 sums = sweep(raw[block], target[block], part[block], how.softcap, how.z_loss, want)
                 loss += sums[0]
                 penalty += sums[1]
-            if grad_hidden is not None:
+            if isinstance(rows, slice) and grad_hidden is not None:
+                torch.mm(raw, weight, out=grad_hidden[rows])
+            elif grad_hidden is not None:
                 grad_hidden[rows] = raw @ weight
             if grad_weight is not None:
                 _add_product(grad_weight, raw, x)

@@ -23,6 +23,8 @@ R = TypeVar("R")
 CHUNK_ROWS = 256
 CHUNK_LOGITS = 2**27
 """How many logits to hold at a time on a GPU, which needs large products to be busy: 256 MiB in bfloat16."""
+CHUNK_LOGITS_WEIGHT = 2**30
+"""The same where the unembedding learns: every chunk adds a gradient of its whole size to the sum. 2 GiB."""
 
 
 def chunked_cross_entropy(
@@ -85,7 +87,9 @@ def chunked_lm_losses(
     z_loss: float = 0.0,
 ) -> tuple[Float[Tensor, ""], Float[Tensor, ""]]:
     """`chunked_lm_loss`, and how much of it is the z-loss (a number to log, without gradient)."""
-    chunk = _check_shapes(hidden, weight, targets, chunk)
+    grad_on = torch.is_grad_enabled()
+    wanted = (grad_on and hidden.requires_grad, grad_on and weight.requires_grad)
+    chunk = _check_shapes(hidden, weight, targets, chunk, CHUNK_LOGITS_WEIGHT if wanted[1] else CHUNK_LOGITS)
     kept, wide = None, accumulator_of(hidden.dtype)
     if loss_weights is None:
         scale = torch.ones(len(hidden), dtype=wide, device=hidden.device)
@@ -96,8 +100,6 @@ def chunked_lm_losses(
             raise TrainingError("loss_weights has a negative value; a position's weight is 0 or more")
         kept = torch.nonzero(scale).squeeze(1)
         scale = scale[kept]
-    grad_on = torch.is_grad_enabled()
-    wanted = (grad_on and hidden.requires_grad, grad_on and weight.requires_grad)
     hidden, weight = _autocast(hidden), _autocast(weight)
     with torch.autocast(hidden.device.type, enabled=False):
         how = Sweeping(chunk, softcap, z_loss, *wanted)
@@ -144,8 +146,10 @@ def check_variance(rewards: Tensor, name: str = "rewards") -> None:
         )
 
 
-def _check_shapes(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int | None) -> int:
-    """The chunk to use, once the shapes are found to agree."""
+def _check_shapes(
+    hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int | None, logits: int = CHUNK_LOGITS
+) -> int:
+    """The chunk to use, once the shapes are found to agree; on a GPU equal ones of at most `logits`."""
     if hidden.ndim != 2 or weight.ndim != 2 or targets.ndim != 1:
         raise TrainingError(
             f"cross-entropy got hidden {tuple(hidden.shape)}, weight {tuple(weight.shape)} and targets "
@@ -157,7 +161,10 @@ def _check_shapes(hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int | 
             f"{tuple(targets.shape)}; n and d must agree"
         )
     if chunk is None:
-        return CHUNK_ROWS if hidden.device.type == "cpu" else max(CHUNK_ROWS, CHUNK_LOGITS // max(1, weight.shape[0]))
+        if hidden.device.type == "cpu":
+            return CHUNK_ROWS
+        parts = -(-targets.numel() * weight.shape[0] // logits)
+        return max(CHUNK_ROWS, -(-targets.numel() // max(1, parts)))
     if chunk < 1:
         raise TrainingError(f"chunk is {chunk}, allowed: a positive whole number")
     return chunk
