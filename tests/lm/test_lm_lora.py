@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from alignlab.core.errors import ConfigError, ModelError
 from alignlab.lm.config import GPTConfig
 from alignlab.lm.lora import (
+    ALL_LINEAR,
     LoraConfig,
     LoRALinear,
     add_lora,
@@ -261,3 +262,27 @@ def test_float32_base_under_autocast_works_in_bfloat16_and_keeps_no_copy_of_the_
     torch.testing.assert_close(run(), expected, rtol=0.05, atol=0.05)
     with torch.no_grad():
         assert run().dtype == torch.bfloat16
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="layers are joined on a GPU")
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("bias", [False, True])
+def test_joined_layers_equal_each_for_itself(compiled: bool, bias: bool) -> None:
+    config = GPTConfig(
+        vocab_size=97, n_ctx=32, d_model=32, n_layers=2, n_heads=4, n_kv_heads=2, d_mlp=48, qkv_bias=bias
+    )
+    tokens = torch.randint(97, (3, 32), generator=torch.Generator().manual_seed(0))
+    found = []
+    for device in ("cpu", "cuda"):
+        model = add_lora(GPTModel(config, seed=1).double(), LoraConfig(rank=3, targets=(ALL_LINEAR,)))
+        g = torch.Generator().manual_seed(2)
+        for parameter in model.parameters():
+            if parameter.requires_grad:
+                parameter.data.copy_(torch.randn(parameter.shape, generator=g, dtype=torch.float64))
+        model.to(device)
+        run = torch.compile(model) if compiled and device == "cuda" else model
+        logits = run(tokens.to(device))
+        logits.square().mean().backward()
+        grads = {name: p.grad.cpu() for name, p in model.named_parameters() if p.grad is not None}
+        found.append((logits.detach().cpu(), grads))
+    torch.testing.assert_close(found[1], found[0], rtol=1e-8, atol=1e-10)

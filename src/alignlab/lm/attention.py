@@ -168,10 +168,11 @@ class MultiHeadAttention(nn.Module):
             return z.reshape(batch, 1, n_heads, d_head)
         if extra is None and q.requires_grad and n_query == k.shape[2] and trains_faster(q):
             return attend_for_training(q, k, v, mask, self.scale).transpose(1, 2)
-        if groups > 1:
+        sharing = groups > 1 and mask is None and q.device.type == "cuda"  # its causal kernels repeat no heads
+        if groups > 1 and not sharing:
             k, v = k.repeat_interleave(groups, 1), v.repeat_interleave(groups, 1)
         z = F.scaled_dot_product_attention(
-            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=self.scale
+            q, k, v, attn_mask=mask, dropout_p=dropout, is_causal=mask is None, scale=self.scale, enable_gqa=sharing
         )
         return z.transpose(1, 2)
 

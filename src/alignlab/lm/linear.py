@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import lru_cache
 
 import torch
@@ -22,8 +22,13 @@ def project_together(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
     """`[layer(x) for layer in layers]`, as one product where all are plain and it pays.
 
     On the CPU with packed weights each call costs a barrier; on a GPU a wide product keeps more of it busy, and joining
-    the weights is nothing beside a training batch.
+    the weights is nothing beside a training batch. Layers of a kind of their own may bring `project_joined(layers, x)`,
+    which answers None where it does not pay.
     """
+    joined: Callable[..., list[Tensor] | None] | None = getattr(type(layers[0]), "project_joined", None)
+    found = None if joined is None else joined(layers, x)
+    if found is not None:
+        return found
     weights = [layer.weight for layer in layers if type(layer) is nn.Linear]
     in_training = x.device.type == "cuda" and torch.is_grad_enabled()
     if len(weights) < len(layers) or not (in_training or uses_packed(x, weights[0])):

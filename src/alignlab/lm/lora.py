@@ -8,7 +8,7 @@ small matrices are cast, never the activations.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -100,16 +100,42 @@ class LoRALinear(nn.Module):
             b = self.lora_B.to(x.dtype)
             rows = torch.addmm(y.reshape(-1, b.shape[0]), inner.reshape(-1, b.shape[1]), b.T, alpha=self.scaling)
             return rows.view(y.shape)
-        if self.base.weight.requires_grad or (self.training and self.config.dropout > 0):
+        if not self._is_plain():
             dropped = F.dropout(x, self.config.dropout, self.training)
             small = F.linear(dropped, self.lora_A.to(x.dtype))
             return self.base(x) + F.linear(small, self.lora_B.to(x.dtype)) * self.scaling
-        if torch.is_autocast_enabled(x.device.type):
-            x = x.to(torch.get_autocast_dtype(x.device.type))  # before it is saved, so that the narrow copy is
-        weight, bias = self.base.weight, self.base.bias
-        with torch.autocast(x.device.type, enabled=False):
-            y = _LoRAFunction.apply(x, weight, bias, self.lora_A, self.lora_B, self.scaling)
-        return y
+        return add_low_rank(x, self.base.weight, self.base.bias, self.lora_A, self.lora_B, self.scaling)
+
+    @staticmethod
+    def project_joined(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor] | None:
+        """`[layer(x) for layer in layers]` on a GPU in training, as one product with each of base, `A` and `B`.
+
+        `A`s stand below each other and `B`s on a diagonal of blocks. None where the layers are not alike, or not on a
+        GPU: there the wide product gains more than the zeros cost.
+        """
+        if x.device.type != "cuda" or not torch.is_grad_enabled():
+            return None
+        alike = [layer for layer in layers if isinstance(layer, LoRALinear) and layer._is_plain()]
+        if len(alike) < len(layers) or any(layer.config != alike[0].config for layer in alike):
+            return None
+        biases = [layer.base.bias for layer in alike if isinstance(layer.base.bias, Tensor)]
+        if biases and len(biases) < len(alike):
+            return None
+        adapters: list[Tensor] = [layer.lora_A for layer in alike]
+        together = add_low_rank(
+            x,
+            torch.cat([layer.base.weight for layer in alike]),
+            torch.cat(biases) if biases else None,
+            torch.cat(adapters),
+            torch.block_diag(*(layer.lora_B for layer in alike)),
+            alike[0].scaling,
+        )
+        return list(together.split([layer.out_features for layer in alike], dim=-1))
+
+    def _is_plain(self) -> bool:
+        """Whether a training pass is the frozen product plus the adapter's, with nothing dropped."""
+        dropping = self.training and self.config.dropout > 0
+        return self.enabled and not self.merged and not self.base.weight.requires_grad and not dropping
 
     @torch.no_grad()
     def effective_weight(self) -> Float[Tensor, "out_features in_features"]:
@@ -143,6 +169,26 @@ class LoRALinear(nn.Module):
 
     def extra_repr(self) -> str:
         return f"rank={self.config.rank}, scaling={self.scaling:g}, merged={self.merged}"
+
+
+def add_low_rank(
+    x: Float[Tensor, "*batch in_features"],
+    weight: Float[Tensor, "out_features in_features"],
+    bias: Float[Tensor, " out_features"] | None,
+    a: Float[Tensor, "rank in_features"],
+    b: Float[Tensor, "out_features rank"],
+    scaling: float,
+) -> Float[Tensor, "*batch out_features"]:
+    """`x Wᵀ + bias + scaling (x aᵀ) bᵀ` with gradients for `x`, `a` and `b` alone."""
+    if torch.is_autocast_enabled(x.device.type):
+        x = x.to(torch.get_autocast_dtype(x.device.type))  # before it is saved, so that the narrow copy is
+    with torch.autocast(x.device.type, enabled=False):
+        if not torch.compiler.is_compiling():
+            y: Tensor = _LoRAFunction.apply(x, weight, bias, a, b, scaling)
+            return y
+        # A compiler sees through plain products, finds the same savings by itself, and is done sooner.
+        base = F.linear(x, weight.to(x.dtype), None if bias is None else bias.to(x.dtype))
+        return base + F.linear(F.linear(x, a.to(x.dtype)), (b * scaling).to(x.dtype))
 
 
 class _LoRAFunction(torch.autograd.Function):

@@ -26,6 +26,9 @@ Listener = Callable[[Tensor, str], Tensor | None]
 class Taps(dict[str, tuple[Listener, ...]]):
     """The listeners of one model by tap name. Empty (and so false) when nobody listens: that is the whole cost."""
 
+    def __bool__(self) -> bool:
+        return len(self) > 0  # said in Python: torch.compile takes a subclass of dict that is silent about it for true
+
     def __call__(self, name: str, value: Tensor) -> Tensor:
         for listener in self.get(name, ()):
             replaced = listener(value, name)

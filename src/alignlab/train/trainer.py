@@ -30,7 +30,7 @@ from alignlab.train.context import (
 )
 from alignlab.train.ema import PREFIX, WeightAverage, ema_weights
 from alignlab.train.losses import with_z_loss
-from alignlab.train.observer import Metrics, Observer
+from alignlab.train.observer import Metrics, Observer, load_observer_states, observer_states
 from alignlab.train.parallel import Parallel
 from alignlab.train.readout import Readout
 from alignlab.train.resume import fingerprint, refuse_another
@@ -137,10 +137,10 @@ class Trainer:
         label = f"{self.name} from step {start}" if start else self.name
         with ExitStack() as stack:
             stack.enter_context(training_mode(self.model))
-            if config.gradient_checkpointing:
-                stack.enter_context(checkpointed_blocks(self.model))
             if config.compile:
                 stack.enter_context(compiled(self.model))
+            if config.gradient_checkpointing:
+                stack.enter_context(checkpointed_blocks(self.model))
             task = stack.enter_context(self.progress.task(label, config.steps - start, unit="steps"))
             self._train(start, batch_at, task)
         return TrainResult(config.steps, self.history[-1]["loss"], self.history)
@@ -251,9 +251,9 @@ class Trainer:
             "skipped": self.order.skipped,
             "recent losses": self.spikes.losses,
             "loss scale": None if scale is None else scale.state(),
+            "observers": observer_states(self.observers),
         }
-        tensors = self._state_tensors()
-        self.parallel.save(self.checkpoint_dir, step, self.model, self.updater.optimizer, extra, tensors)
+        self.parallel.save(self.checkpoint_dir, step, self.model, self.updater.optimizer, extra, self._state_tensors())
 
     def _resume(self) -> int:
         """Continue from the newest checkpoint; the number of updates already done."""
@@ -274,6 +274,7 @@ class Trainer:
         self.spikes.losses = list(extra.get("recent losses", []))
         if self.updater.scale is not None:
             self.updater.scale.load(extra["loss scale"])
+        load_observer_states(self.observers, extra.get("observers", {}), str(self.checkpoint_dir))
         return int(extra["step"])
 
     def _rewind(self, spike: LossSpike) -> int:
