@@ -14,7 +14,9 @@ from alignlab.lm.config import GPTConfig
 from alignlab.lm.model import GPTModel
 from alignlab.train.config import TrainConfig
 from alignlab.train.language import language_model_loss
-from alignlab.train.observer import Metrics
+from alignlab.train.layer_statistics import LayerStatistics
+from alignlab.train.noise_scale import GradientNoiseScale
+from alignlab.train.observer import Metrics, Observer
 from alignlab.train.trainer import Batch, Trainer, TrainResult
 
 FILES = ("weights.safetensors", "optimizer.safetensors", "state.json")
@@ -79,9 +81,17 @@ def validate(model: nn.Module) -> Metrics:
     return {"validation": float(loss_fn(model, batch_at(BASE)(1000))[0])}
 
 
+def observers(config: TrainConfig, model: Model) -> list[Observer]:
+    """Both that have a state: one averages over all updates, one listens from the update before a measured one."""
+    if config.accumulate == 1:  # the noise scale needs two
+        return []
+    return [LayerStatistics(model, every=5), GradientNoiseScale(decay=0.9)]
+
+
 def train(name: str, directory: Path, batches: Callable[[int], Batch] | None = None) -> tuple[Model, TrainResult]:
     config, model = settings(name), Model()
-    trainer = Trainer(model, loss_fn, config, checkpoint_dir=directory, validate=validate)
+    watchers = observers(config, model)
+    trainer = Trainer(model, loss_fn, config, checkpoint_dir=directory, validate=validate, observers=watchers)
     return model, trainer.fit(batches or batch_at(config))
 
 

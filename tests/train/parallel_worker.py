@@ -26,6 +26,7 @@ from alignlab.core.rng import derive_seed, torch_generator
 from alignlab.lm.config import GPTConfig
 from alignlab.lm.model import GPTModel
 from alignlab.train.config import TrainConfig
+from alignlab.train.ema import read_average
 from alignlab.train.language import language_model_loss
 from alignlab.train.optim import make_adamw, trainable_parameters
 from alignlab.train.parallel import Parallel, parallel_from_env
@@ -185,6 +186,11 @@ def both(directory: Path) -> dict[str, Any]:
         result[f"{kind} ranks"] = parallel.collect((parallel.rank, parallel.world, parallel.is_main))
         result[f"{kind} resumed"] = train(parallel, directory / kind, watch=watch)
         result[f"{kind} from single"] = train(parallel, directory / "single", watch=watch)
+        through_trainer(parallel, "adamw", directory / f"{kind} average")
+        if parallel.is_main:  # alone: the other rank must not be waited for
+            average = read_average(directory / f"{kind} average")
+            result[f"{kind} average"] = sum(float(tensor.norm()) for tensor in average.values())
+        parallel.barrier()
         if kind == "fsdp":
             result["fsdp from ddp"] = train(parallel, directory / "ddp", watch=watch)
     parallel = parallel_from_env("ddp")

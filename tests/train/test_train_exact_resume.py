@@ -77,6 +77,10 @@ def test_killed_at_random_points(tmp_path: Path, name: str, deaths: int) -> None
     assert_same_end(tmp_path / "straight", tmp_path / "killed")
     state = json.loads((list_checkpoints(tmp_path / "killed")[-1] / "state.json").read_text())
     assert state["skipped"] == ([21] if config.spike_factor else [])
+    if config.accumulate > 1:
+        assert "noise_scale/variance" in result.history[-1]
+        measured = [row["step"] for row in result.history if "layers/blocks.0/activation_rms" in row]
+        assert measured == [5, 10, 15, 20, 25, 30]  # also where the checkpoint was of the update before
 
 
 @pytest.mark.parametrize("death", [0, 3, *(pytest.param(n, marks=pytest.mark.slow) for n in (1, 2, 4, 5))])

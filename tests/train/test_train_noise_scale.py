@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 import math
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
 
-from alignlab.core.errors import ConfigError, DataError
+from alignlab.core.errors import ConfigError, DataError, TrainingError
 from alignlab.core.rng import derive_seed, torch_generator
+from alignlab.train.checkpoint import read_checkpoint, write_checkpoint
 from alignlab.train.config import TrainConfig
 from alignlab.train.noise_scale import (
     GradientNoiseScale,
@@ -20,7 +23,7 @@ from alignlab.train.noise_scale import (
     progress_per_update,
     ratio_interval,
 )
-from alignlab.train.observer import Observer
+from alignlab.train.observer import Observer, load_observer_states, observer_states
 from alignlab.train.trainer import Batch, Metrics, Trainer
 
 DIM = 200
@@ -214,3 +217,62 @@ def test_shares_of_progress() -> None:
 def test_bad_input(call, error: type[Exception], message: str) -> None:
     with pytest.raises(error, match=message):
         call()
+
+
+@pytest.mark.parametrize("stop", [1, 2, 7, 12, 13, 19])
+def test_a_resumed_training_logs_the_same_numbers(stop: int, tmp_path: Path) -> None:
+    config = TrainConfig(steps=20, learning_rate=0.05, accumulate=3, checkpoint_every=6)
+
+    def train(place: Path, last: int) -> list[Metrics]:
+        def batch_at(i: int) -> Batch:
+            if i >= last * config.accumulate:
+                raise InterruptedError
+            return noise_batch(i)
+
+        observers = [GradientNoiseScale(every=2, decay=0.9)]
+        trainer = Trainer(Quadratic(), quadratic_loss, config, observers=observers, checkpoint_dir=place)
+        return trainer.fit(batch_at).history
+
+    straight = train(tmp_path / "straight", 20)
+    with pytest.raises(InterruptedError):
+        train(tmp_path / "torn", stop)
+    assert train(tmp_path / "torn", 20) == straight  # to the last bit
+    assert sum("noise_scale" in row for row in straight) >= 9
+
+
+def test_a_checkpoint_from_before_observers_had_a_state_still_loads(tmp_path: Path) -> None:
+    config = TrainConfig(steps=4, learning_rate=0.05, accumulate=2)
+    Trainer(Quadratic(), quadratic_loss, config, checkpoint_dir=tmp_path).fit(noise_batch)
+    saved = read_checkpoint(tmp_path / "step_00000004")
+    del saved.state["observers"]
+    write_checkpoint(tmp_path, saved)
+    watcher = GradientNoiseScale()
+    assert Trainer(Quadratic(), quadratic_loss, config, observers=[watcher], checkpoint_dir=tmp_path).fit(noise_batch)
+    assert watcher.moments.count == 0
+
+
+def test_the_state_survives_json_and_overflow() -> None:
+    moments, other = MovingMoments(0.9), MovingMoments(0.9)
+    moments.add(1 / 3, 1e-30)
+    moments.add(0.1, 7.0)
+    other.load_state(json.loads(json.dumps(moments.state(), allow_nan=False)))
+    for each in (moments, other):
+        each.add(2.0, 3.0)
+    assert moments.estimate() == other.estimate()
+    with np.errstate(over="ignore"):
+        moments.add(1e200, 1e200)
+    other.load_state(json.loads(json.dumps(moments.state(), allow_nan=False)))
+    assert other.state() == moments.state()
+    assert "inf" in moments.state()["sums"]
+
+
+def test_two_observers_of_a_class_keep_their_own_states_and_foreign_ones_are_refused() -> None:
+    one, two = GradientNoiseScale(decay=0.5), GradientNoiseScale(decay=0.9)
+    two.moments.add(1.0, 2.0)
+    states = observer_states([one, two])
+    assert list(states) == ["GradientNoiseScale", "GradientNoiseScale 2"]
+    again = [GradientNoiseScale(decay=0.5), GradientNoiseScale(decay=0.9)]
+    load_observer_states(again, states)
+    assert [each.moments.count for each in again] == [0, 1]
+    with pytest.raises(TrainingError, match=r"state of observer GradientNoiseScale in here does not fit it \(KeyError"):
+        load_observer_states(again, {"GradientNoiseScale": {"listening": True}}, "here")

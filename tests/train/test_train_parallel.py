@@ -22,6 +22,7 @@ import pytest
 import torch
 
 from alignlab.core.errors import TrainingError
+from alignlab.train.ema import ema_weights, read_average
 from alignlab.train.fsdp import repeated_blocks
 from alignlab.train.parallel import Parallel
 
@@ -119,6 +120,31 @@ def test_one_process_continues_what_two_saved(
     kind: str, directory: Path, results: list[dict[str, Any]], reference: list[dict[str, float]]
 ) -> None:
     assert_same_curve(worker.train(Parallel(), directory / kind), reference)
+
+
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
+def test_averaged_weights_are_read_from_what_two_saved(
+    kind: str, directory: Path, results: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    worker.through_trainer(Parallel(), "adamw", tmp_path)
+    expected, found = read_average(tmp_path), read_average(directory / f"{kind} average")
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        torch.testing.assert_close(found[name], tensor, atol=1e-4, rtol=0)
+    norms = sum(float(tensor.norm()) for tensor in found.values())
+    assert results[0][f"{kind} average"] == pytest.approx(norms, rel=1e-6)
+    model = worker.GPTModel(worker.CONFIG)
+    with ema_weights(model, directory / f"{kind} average" / "step_00000004"):
+        assert torch.equal(model.embed.weight, found["embed.weight"])
+
+
+def test_a_checkpoint_of_two_without_an_average_or_with_damage_is_refused(
+    directory: Path, results: list[dict[str, Any]]
+) -> None:
+    with pytest.raises(TrainingError, match="step_00000003 has no averaged weights; train with ema_decay above 0"):
+        read_average(directory / "fsdp")
+    with pytest.raises(TrainingError, match=r"step_00000006 is damaged: .*shard-00002"):
+        read_average(directory / "kept")
 
 
 def test_gradients_meet_once_an_update(results: list[dict[str, Any]]) -> None:

@@ -26,8 +26,8 @@ class Source(Protocol):
     extra: dict[str, Any]
     shapes: dict[str, tuple[torch.dtype, tuple[int, ...]]]
 
-    def read_into(self, targets: Mapping[str, Tensor]) -> None:
-        """Fill `targets`, whatever part of each this rank has."""
+    def read_into(self, targets: Mapping[str, Tensor], *, alone: bool = False) -> None:
+        """Fill `targets`, whatever part of each this rank has; `alone`, no other rank takes part."""
         ...
 
 
@@ -41,7 +41,7 @@ class Whole:
             self.tensors[name if name.startswith("extra.") else f"optimizer.{name}"] = tensor
         self.shapes = {name: (tensor.dtype, tuple(tensor.shape)) for name, tensor in self.tensors.items()}
 
-    def read_into(self, targets: Mapping[str, Tensor]) -> None:
+    def read_into(self, targets: Mapping[str, Tensor], *, alone: bool = False) -> None:
         for name, target in targets.items():
             value = self.tensors[name]
             if isinstance(target, DTensor):  # every rank has read it all, so each takes its part without asking another
@@ -69,12 +69,12 @@ class Shards:
             for name, entry in stored.items()
         }
 
-    def read_into(self, targets: Mapping[str, Tensor]) -> None:
+    def read_into(self, targets: Mapping[str, Tensor], *, alone: bool = False) -> None:
         reader, _ = sharded_storage()
         flat = {name: target if target.ndim else target.reshape(1) for name, target in targets.items()}
         with warnings.catch_warnings():  # one process reads what several wrote, and that is meant
             warnings.filterwarnings("ignore", message="torch.distributed is disabled")
-            dcp.load(flat, storage_reader=reader(str(self.path)))
+            dcp.load(flat, storage_reader=reader(str(self.path)), no_dist=alone)
 
 
 def sharded_storage() -> tuple[Any, Any]:

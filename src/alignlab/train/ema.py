@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from alignlab.core.errors import TrainingError
-from alignlab.train.checkpoint import list_checkpoints, read_checkpoint
+from alignlab.train.checkpoint import list_checkpoints
 
 PREFIX = "ema."
 """Before a parameter's name, what its average is called in a checkpoint."""
@@ -66,7 +66,9 @@ def ema_weights(model: nn.Module, source: WeightAverage | Mapping[str, Tensor] |
 
 
 def read_average(path: str | Path) -> dict[str, Tensor]:
-    """Averaged weights of a checkpoint written by one process, or of the newest checkpoint in a directory.
+    """Averaged weights of one checkpoint, or of the newest one in a directory, whole and on the CPU.
+
+    However many processes wrote it; the one that calls reads it all and waits for no other.
 
     Raises:
         TrainingError: there is no checkpoint, it is damaged, or training kept no average.
@@ -75,8 +77,9 @@ def read_average(path: str | Path) -> dict[str, Tensor]:
     found = [path] if (path / "state.json").is_file() else list_checkpoints(path)
     if not found:
         raise TrainingError(f"{path} has no checkpoint to take averaged weights from")
-    stored = read_checkpoint(found[-1]).optimizer
-    average = {name.removeprefix(_STORED): value for name, value in stored.items() if name.startswith(_STORED)}
+    from alignlab.train.sharded_checkpoint import read_named  # brings in torch.distributed.checkpoint
+
+    average = read_named(found[-1], _STORED)
     if not average:
         raise TrainingError(f"checkpoint {found[-1]} has no averaged weights; train with ema_decay above 0")
     return average

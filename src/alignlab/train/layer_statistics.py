@@ -126,6 +126,18 @@ class LayerStatistics:
             self._attach()
         return metrics
 
+    def state(self) -> dict[str, Any]:
+        """Whether the next update is a measured one whose activations are waited for."""
+        return {"listening": bool(self._hooks)}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Wait for them again, so that a resumed training measures the same updates."""
+        listening = bool(state["listening"])
+        self.close()
+        self._before = {}
+        if listening:
+            self._attach()
+
     def close(self) -> None:
         """Take the hooks off the model."""
         for hook in self._hooks:

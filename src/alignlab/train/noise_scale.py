@@ -11,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from scipy.special import stdtrit
@@ -116,6 +117,19 @@ class MovingMoments:
         self._mean = self.decay * self._mean + share * pair
         self._products = self.decay * self._products + share * np.outer(pair, pair)
 
+    def state(self) -> dict[str, Any]:
+        """All that further averages depend on, exactly, as JSON holds it."""
+        sums = [self._weight, self._weight_square, *self._mean.tolist(), *self._products.ravel().tolist()]
+        # Squares of squares can overflow, which JSON has no number for.
+        return {"count": self.count, "sums": [value if math.isfinite(value) else str(value) for value in sums]}
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from a `state`. Raises ValueError or KeyError where it is none."""
+        weight, weight_square, *rest = (float(value) for value in state["sums"])
+        mean, products = np.array(rest[:2]), np.array(rest[2:]).reshape(2, 2)
+        self.count, self._weight, self._weight_square = int(state["count"]), weight, weight_square
+        self._mean, self._products = mean, products
+
     def estimate(self, confidence: float = 0.95, unit: str = "tokens") -> NoiseScale:
         """The smoothed estimates so far. Raises DataError before the first `add`."""
         if not self.count:
@@ -140,6 +154,7 @@ class GradientNoiseScale:
     Logs at updates that are a multiple of `every`: `noise_scale` (smoothed, in tokens) with `noise_scale/low` and
     `noise_scale/high`; unsmoothed and unbiased `noise_scale/gradient_square` and `noise_scale/variance`;
     `noise_scale/batch`, the tokens of the update. What is infinite (no bound, or a gradient lost in noise) is left out.
+    Checkpoints keep the averages: a resumed training logs the numbers of one that was never interrupted.
 
     Raises, at the first update measured:
         ConfigError: fewer than two micro-batches an update.
@@ -174,6 +189,14 @@ class GradientNoiseScale:
     def after_update(self, view: UpdateView) -> Metrics:
         """Nothing: all is known before the step."""
         return {}
+
+    def state(self) -> dict[str, Any]:
+        """The averages, for a checkpoint."""
+        return self.moments.state()
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from the averages of a checkpoint."""
+        self.moments.load_state(state)
 
 
 def progress_per_update(batch: float, noise_scale: float) -> float:

@@ -8,9 +8,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 from torch import nn
+
+from alignlab.core.errors import TrainingError
 
 Metrics = dict[str, float]
 
@@ -51,6 +53,56 @@ class Observer(Protocol):
     def after_update(self, view: UpdateView) -> Metrics:
         """Called once the weights have changed; returns what to log."""
         ...
+
+
+@runtime_checkable
+class StatefulObserver(Observer, Protocol):
+    """An observer whose reports depend on earlier updates: what it has to remember is kept in checkpoints."""
+
+    def state(self) -> dict[str, Any]:
+        """What the next reports depend on, as JSON holds it: no number that is not finite."""
+        ...
+
+    def load_state(self, state: dict[str, Any]) -> None:
+        """Go on from a `state` of earlier."""
+        ...
+
+
+def observer_states(observers: Sequence[Observer]) -> dict[str, dict[str, Any]]:
+    """What a checkpoint keeps of the observers that have a state, by the names of their classes."""
+    return {name: each.state() for name, each in _stateful(observers).items()}
+
+
+def load_observer_states(
+    observers: Sequence[Observer], states: Mapping[str, dict[str, Any]], where: str = "the checkpoint"
+) -> None:
+    """Put back what `observer_states` gave. An observer that the checkpoint does not know starts as it is.
+
+    Raises:
+        TrainingError: a state is of another kind of observer with the same name.
+    """
+    for name, each in _stateful(observers).items():
+        if name not in states:
+            continue
+        try:
+            each.load_state(states[name])
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise TrainingError(
+                f"the state of observer {name} in {where} does not fit it ({type(error).__name__}: {error}); "
+                "train with the observer that wrote it, or without"
+            ) from error
+
+
+def _stateful(observers: Sequence[Observer]) -> dict[str, StatefulObserver]:
+    """Observers with a state by name; a second one of a class is `<class> 2`, in the order given."""
+    found: dict[str, StatefulObserver] = {}
+    seen: dict[str, int] = {}
+    for each in observers:
+        if isinstance(each, StatefulObserver):
+            name = type(each).__name__
+            seen[name] = seen.get(name, 0) + 1
+            found[name if seen[name] == 1 else f"{name} {seen[name]}"] = each
+    return found
 
 
 def micro_gradients_due(observers: Sequence[Observer], step: int) -> bool:

@@ -142,6 +142,28 @@ def load_newest(
     return {**source.extra, "step": source.step}
 
 
+def read_named(path: Path, prefix: str) -> dict[str, Tensor]:
+    """The tensors of one checkpoint whose names begin with `prefix`, by the rest of their names, whole, on the CPU.
+
+    Whichever way it was written; other processes are not waited for.
+
+    Raises:
+        TrainingError: the checkpoint is damaged.
+    """
+    alone = Parallel()
+    source = _open(path, alone)
+    found = {
+        name: torch.empty(shape, dtype=dtype)
+        for name, (dtype, shape) in source.shapes.items()
+        if name.startswith(prefix)
+    }
+    try:
+        _together(alone, lambda: source.read_into(found, alone=True))
+    except _Failed as failure:
+        raise TrainingError(f"checkpoint {path} cannot be read: {failure}") from failure
+    return {name.removeprefix(prefix): tensor for name, tensor in found.items()}
+
+
 def _open(path: Path, parallel: Parallel) -> Source:
     """Find out which kind of checkpoint it is, and check every file against its SHA-256."""
     whole = False
