@@ -139,11 +139,12 @@ class ConstitutionalTrainer:
 
     def learn(self, pairs: Sequence[tuple[str, str]]) -> dict[str, float]:
         """One optimiser step on (prompt, revision) pairs: the likelihood of the revision's tokens."""
+        length = min(512, self.model.model.config.n_ctx)
         encoded = [
-            encode_response(self.model.tokenizer, conversation, text, max_length=512)
+            encode_response(self.model.tokenizer, conversation, text, max_length=length)
             for conversation, (_, text) in zip(as_conversations([p for p, _ in pairs]), pairs, strict=True)
         ]
-        rows = pack([Example(tokens, mask) for tokens, mask in encoded], 512)
+        rows = pack([Example(tokens, mask) for tokens, mask in encoded], length)
         batch = batches(rows, len(rows), seed=self.seed)(0)
         if self.optimizer is None:
             ensure_lora(self.model.model, self.lora)

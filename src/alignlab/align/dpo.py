@@ -39,7 +39,7 @@ class DPOConfig:
     batch_size: int = 8
     """Pairs per micro-batch."""
     max_length: int = 512
-    """Tokens of prompt and response; a longer one loses the start of its prompt."""
+    """Tokens of prompt and response, at most the model's context; a longer one loses the start of its prompt."""
     lora: LoraConfig | None = field(default_factory=LoraConfig)
     """Adapter put on a model that has none; none trains every parameter that asks for a gradient."""
     train: TrainConfig = field(default_factory=TrainConfig)
@@ -73,7 +73,8 @@ def train_dpo(
     config = config or DPOConfig()
     check_pairs(pairs)
     ensure_lora(lm.model, config.lora)
-    rows = [encode_pair(lm, pair, config.max_length) for pair in pairs]
+    length = min(config.max_length, lm.model.config.n_ctx)
+    rows = [encode_pair(lm, pair, length) for pair in pairs]
     lengths = [max(len(tokens) for tokens, _ in row) for row in rows]
     reference = reference_logprobs(lm.model, rows, config, progress)
     keep = (

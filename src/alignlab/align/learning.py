@@ -21,7 +21,7 @@ from alignlab.core.files import read_jsonl
 from alignlab.core.rng import derive_seed
 from alignlab.lm.language_model import LanguageModel
 from alignlab.lm.lora import ALL_LINEAR, LoraConfig
-from alignlab.lm.lora_files import save_adapter
+from alignlab.lm.lora_files import store_adapter
 from alignlab.train.config import TrainConfig
 
 if TYPE_CHECKING:
@@ -57,7 +57,7 @@ def train_supervised(pipeline: AlignmentPipeline) -> dict[str, Any]:
         name="supervised",
         progress=pipeline.progress,
     )
-    save_adapter(lm.model, pipeline.adapter_path("sl-cai"), base_model=config.model)
+    store_adapter(lm.model, pipeline.adapter_path("sl-cai"), base_model=config.model)
     return {"examples": len(examples), "steps": result.steps, "loss": result.final_loss}
 
 
@@ -122,7 +122,7 @@ def train_reinforcement(pipeline: AlignmentPipeline) -> dict[str, Any]:
         output = reinforce_by_dpo(pipeline, lm, read_pairs(pipeline)[0])
     else:
         output = reinforce_by_ppo(pipeline, lm)
-    save_adapter(lm.model, pipeline.adapter_path("rl-cai"), base_model=pipeline.config.model)
+    store_adapter(lm.model, pipeline.adapter_path("rl-cai"), base_model=pipeline.config.model)
     return output
 
 

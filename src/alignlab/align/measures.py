@@ -62,7 +62,9 @@ def held_out_tasks(*, max_tokens: int = 64, limit: int = 0) -> list[Task]:
 def bits_per_byte(sampler: LocalSampler, texts: Sequence[str] | None = None, *, window: int = 512) -> float:
     """Compression of text that nobody trained on, in bits per UTF-8 byte; lower is better.
 
-    Each text is cut into windows of `window` tokens that overlap by one, so that every token but a text's first is
-    scored once; the bytes of that first one do not count. DataError when no text has two tokens.
+    Each text is cut into windows of `window` tokens (of the model's context, where that is shorter) that overlap by
+    one, so that every token but a text's first is scored once; the bytes of that first one do not count.
+    DataError when no text has two tokens.
     """
+    window = min(window, sampler.lm.model.config.n_ctx)
     return score_windows(sampler, texts or heldout_text(), window=window).bits_per_byte

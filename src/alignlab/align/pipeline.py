@@ -30,6 +30,7 @@ from alignlab.align.critique import (
     revision_prompts,
 )
 from alignlab.align.feedback import ContrastFeedback, Feedback, make_feedback
+from alignlab.align.fitting import fit_to_model
 from alignlab.align.learning import train_preferences, train_reinforcement, train_supervised
 from alignlab.align.measures import bits_per_byte, held_out_tasks
 from alignlab.align.preferences import judge_pairs, sample_pairs
@@ -43,11 +44,11 @@ from alignlab.core.rng import derive_seed
 from alignlab.core.runs import Run
 from alignlab.data.prompts import PromptRecord, load_prompts, read_prompt_file
 from alignlab.lm import registry
-from alignlab.lm.hf_export import export_hf
 from alignlab.lm.language_model import LanguageModel, load
 from alignlab.lm.local import LocalSampler
 from alignlab.lm.lora import merge_lora, remove_lora
 from alignlab.lm.lora_files import load_adapter
+from alignlab.lm.native import export_model
 from alignlab.lm.remote import RemoteSampler
 from alignlab.lm.types import Prompt, Sampler, SamplingParams
 from alignlab.tasks.evaluator import evaluate
@@ -80,6 +81,7 @@ class AlignmentPipeline:
             raise ConfigError(f"{changed[0]} has changed since this run was started, start a new one with --fresh")
         # The precision that the run was started with, also when it goes on elsewhere.
         self.base = load(self.config.model, dtype=setup["dtype"], device=self.config.device)
+        self.constitution = fit_to_model(self.constitution, self.base, self.config, self.prompts, self.progress)
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of the user's own files, which a run must find again as they were."""
@@ -130,7 +132,7 @@ class AlignmentPipeline:
         return LanguageModel(model, self.base.tokenizer, stage, self.base.source)
 
     def adapter_path(self, stage: str) -> Path:
-        """Where the adapter of a stage lies, in PEFT's format."""
+        """Where the adapter of a stage lies, in PEFT's format where that has a place for it."""
         return self.run.artifacts / f"adapter-{stage}"
 
     def sampler(self, lm: LanguageModel) -> LocalSampler:
@@ -237,13 +239,14 @@ class AlignmentPipeline:
         return {"revisions": len(kept), "kept": sum(text is not None for text, _ in kept), "tokens": tokens}
 
     def export(self) -> dict[str, Any]:
-        """Write the last model in Hugging Face format and register its name."""
+        """Write the last model in the format that holds it and register its name."""
         last = "sl-cai" if self.config.reinforcement.method == "none" else "rl-cai"
         path = self.run.path / "model"
-        export_hf(self.model_after(last), path)
+        exported = export_model(self.model_after(last), path)
+        self.progress.say(str(exported))
         info = {"base": self.config.model, "run": str(self.run.path), "stage": last}
         registry.register(self.config.name, path, info)
-        return {"path": str(path), "name": self.config.name, "stage": last}
+        return {"path": str(path), "name": self.config.name, "stage": last, "format": exported.format}
 
     # What stages left behind
 

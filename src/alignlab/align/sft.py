@@ -38,7 +38,7 @@ class SFTConfig:
     epochs: float | None = 1.0
     """Passes over the packed rows, which set `train.steps`; none leaves `train.steps` as it is."""
     row_length: int = 512
-    """Tokens per row; short examples share one, a longer one loses the start of its prompt."""
+    """Tokens per row, at most the model's context; short examples share one, a longer one loses its prompt's start."""
     batch_size: int = 4
     """Rows per micro-batch."""
     lora: LoraConfig | None = field(default_factory=LoraConfig)
@@ -68,7 +68,8 @@ def sft(
     config = config or SFTConfig()
     if not examples:
         raise DataError("supervised fine-tuning got an empty list of examples, at least one is needed")
-    rows = pack([encode_example(lm, example, config.row_length) for example in examples], config.row_length)
+    length = min(config.row_length, lm.model.config.n_ctx)
+    rows = pack([encode_example(lm, example, length) for example in examples], length)
     batch_at = batches(rows, config.batch_size, seed=config.train.seed)
     ensure_lora(lm.model, config.lora)
     train = with_epochs(config.train, config.epochs, batch_at.per_epoch)

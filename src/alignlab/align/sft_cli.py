@@ -92,9 +92,9 @@ def fine_tune(config: FineTuneConfig, run: Run, progress: Progress) -> dict[str,
     from alignlab.align.sft import SFTConfig, sft
     from alignlab.align.sft_data import read_examples
     from alignlab.lm import registry
-    from alignlab.lm.hf_export import export_hf
     from alignlab.lm.language_model import load
     from alignlab.lm.lora import ALL_LINEAR, LoraConfig, merge_lora, remove_lora
+    from alignlab.lm.native import export_model
     from alignlab.train.config import TrainConfig
 
     examples = read_examples(config.data)
@@ -121,6 +121,6 @@ def fine_tune(config: FineTuneConfig, run: Run, progress: Progress) -> dict[str,
     if config.rank:
         remove_lora(merge_lora(lm.model))
     path = run.path / "model"
-    export_hf(lm, path)
+    progress.say(str(export_model(lm, path)))
     registry.register(config.name, path, {"base": config.model, "run": str(run.path), "stage": "sft"})
     return {"examples": len(examples), "steps": result.steps, "loss": result.final_loss, "path": str(path)}

@@ -18,7 +18,7 @@ from alignlab.core.errors import ModelError
 from alignlab.lm.config import GPTConfig
 from alignlab.lm.hf_equivalent import nearest_family
 
-FileFormat = Literal["hf", "gguf"]
+FileFormat = Literal["hf", "gguf", "native"]
 Shape = tuple[int, ...]
 
 
@@ -272,10 +272,13 @@ class Binding:
 
 
 def bindings(config: GPTConfig, parameters: Mapping[str, Tensor], file_format: FileFormat) -> Iterator[Binding]:
-    """Every stored tensor of a model with these parameters, by the table of its family.
+    """Every stored tensor of a model with these parameters, by the table of its family; natively each is its own.
 
     Raises `ModelError` when a parameter has no place in the family's files.
     """
+    if file_format == "native":
+        yield from (Binding(name, (name,), PLAIN) for name in parameters)
+        return
     family = family_of(config)
     placed: set[str] = set()
     for entry in family.hf if file_format == "hf" else family.gguf:

@@ -55,9 +55,7 @@ def export_hf(lm: LanguageModel, directory: str | Path, *, shard_bytes: int = SH
     raw["dtype"] = raw["torch_dtype"] = str(lm.model.embed.weight.dtype).removeprefix("torch.")
     (directory / "config.json").unlink(missing_ok=True)
     _write_weights(config, parameters, directory, shard_bytes)
-    lm.tokenizer.save(directory)
-    generation = {"eos_token_id": sorted(lm.tokenizer.eos_ids), "pad_token_id": raw["pad_token_id"]}
-    atomic_write(directory / "generation_config.json", json.dumps(generation, indent=2) + "\n")
+    write_tokenizer(lm, directory)
     atomic_write(directory / "config.json", json.dumps(raw, indent=2, sort_keys=True) + "\n")
     return directory
 
@@ -72,6 +70,30 @@ def merged_parameters(model: GPTModel) -> dict[str, Tensor]:
             if layer.bias is not None:
                 parameters[f"{name}.bias"] = layer.bias.detach()
     return parameters
+
+
+def write_tokenizer(lm: LanguageModel, directory: Path) -> None:
+    """The tokenizer's files, and `generation_config.json`, which says what ends a completion."""
+    lm.tokenizer.save(directory)
+    generation = {"eos_token_id": sorted(lm.tokenizer.eos_ids), "pad_token_id": lm.tokenizer.pad_id}
+    atomic_write(directory / "generation_config.json", json.dumps(generation, indent=2) + "\n")
+
+
+def save_tensors(tensors: dict[str, Tensor], path: Path) -> None:
+    """One safetensors file, which appears only when it is whole; `ModelError` where it cannot be written."""
+    temporary = path.with_name(f".{path.name}.tmp")
+    try:
+        save_file(tensors, temporary, metadata={"format": "pt"})
+        temporary.replace(path)
+    except Exception as error:
+        temporary.unlink(missing_ok=True)
+        raise ModelError(f"{path}: cannot be written: {error}") from error
+
+
+def remove_shards(directory: Path) -> None:
+    """Remove the shards and their index of a model that was written here before."""
+    for stale in (*directory.glob("model-*-of-*.safetensors"), directory / "model.safetensors.index.json"):
+        stale.unlink(missing_ok=True)
 
 
 def _special_ids(lm: LanguageModel) -> dict[str, int | None]:
@@ -90,8 +112,7 @@ def _write_weights(config: GPTConfig, parameters: dict[str, Tensor], directory: 
             used = 0
         shards[-1].append(i)
         used += n_bytes
-    for stale in (*directory.glob("model-*-of-*.safetensors"), directory / "model.safetensors.index.json"):
-        stale.unlink(missing_ok=True)
+    remove_shards(directory)
     weight_map: dict[str, str] = {}
     for number, members in enumerate(shards, 1):
         name = "model.safetensors" if len(shards) == 1 else f"model-{number:05}-of-{len(shards):05}.safetensors"
@@ -100,13 +121,7 @@ def _write_weights(config: GPTConfig, parameters: dict[str, Tensor], directory: 
             parts = [parameters[p].detach().cpu() for p in plan[i].parameters]
             tensors[plan[i].stored] = plan[i].layout.join(parts, config).contiguous()
             weight_map[plan[i].stored] = name
-        temporary = directory / f".{name}.tmp"
-        try:
-            save_file(tensors, temporary, metadata={"format": "pt"})
-            temporary.replace(directory / name)
-        except Exception as error:
-            temporary.unlink(missing_ok=True)
-            raise ModelError(f"{directory / name}: cannot be written: {error}") from error
+        save_tensors(tensors, directory / name)
     if len(shards) > 1:
         (directory / "model.safetensors").unlink(missing_ok=True)
         total = sum(parameters[p].numel() * parameters[p].element_size() for b in plan for p in b.parameters)

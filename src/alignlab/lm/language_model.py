@@ -14,9 +14,9 @@ from alignlab.lm import catalogue, registry
 from alignlab.lm.gguf_config import config_from_gguf
 from alignlab.lm.gguf_reader import GGUFFile
 from alignlab.lm.gguf_tokenizer import from_gguf
-from alignlab.lm.hf_export import load_hf
 from alignlab.lm.llama2c import load_llama2c, load_llama2c_tokenizer
 from alignlab.lm.model import GPTModel
+from alignlab.lm.native import load_directory
 from alignlab.lm.tokenizer import Tokenizer
 from alignlab.lm.tokenizer_training import load_tokenizer
 from alignlab.lm.weights import load_weights
@@ -44,10 +44,10 @@ class LanguageModel:
 def load(spec: str, *, dtype: str = "auto", device: str = "auto", download: bool = True) -> LanguageModel:
     """The model that `spec` names.
 
-    A path: a Hugging Face directory, a `.gguf`, a llama2.c `.bin` (its tokenizer beside it as `tokenizer.bin` or
-    `tok*.bin`), or a run directory (the model it registered). A name: from the catalogue, registered by a run,
-    "latest" (registered last), or a hub id `owner/name`. Catalogued and hub models are pulled unless `download` is
-    false. Raises `ModelError` for everything else, naming what is near.
+    A path: a directory in Hugging Face's format or ours, a `.gguf`, a llama2.c `.bin` (its tokenizer beside it as
+    `tokenizer.bin` or `tok*.bin`), or a run directory (the model it registered). A name: from the catalogue, registered
+    by a run, "latest" (registered last), or a hub id `owner/name`. Catalogued and hub models are pulled unless
+    `download` is false. Raises `ModelError` for everything else, naming what is near.
     """
     target = pick_device(device)
     precision = pick_dtype(dtype, target)
@@ -97,7 +97,7 @@ def _resolve_directory(path: Path) -> Path:
 def _load_path(path: Path, dtype: torch.dtype, device: torch.device) -> LanguageModel:
     if path.is_dir():
         tokenizer = load_tokenizer(path)
-        return LanguageModel(load_hf(path, dtype=dtype, device=device), tokenizer, path.name, str(path))
+        return LanguageModel(load_directory(path, dtype=dtype, device=device), tokenizer, path.name, str(path))
     if path.suffix == ".bin":
         model = load_llama2c(path, dtype=dtype, device=device)
         beside = [path.with_name("tokenizer.bin"), *sorted(path.parent.glob("tok*.bin"))]

@@ -4,6 +4,9 @@ What is saved here loads with `peft.PeftModel.from_pretrained` on the Hugging Fa
 PEFT saved (plain LoRA) loads here. Our layers' names become Hugging Face's by the family's table in
 `alignlab.lm.architectures`. `A` is (rank, in) and `B` (out, rank) in the file too, also beside GPT-2's input-first
 weights.
+
+PEFT has no place for some adapters: on a projection that a family keeps fused with others, or on a model that no family
+holds. `store_adapter` writes those under our own names (`"peft_type": "ALIGNLAB"`), which only `load_adapter` reads.
 """
 
 from __future__ import annotations
@@ -24,10 +27,12 @@ from alignlab.core.files import atomic_write, read_json
 from alignlab.lm.architectures import Entry, Transposed, family_of
 from alignlab.lm.lora import ALL_LINEAR, LoraConfig, lora_layers, refuse_adapters, wrap_linear
 from alignlab.lm.model import GPTModel
+from alignlab.lm.native import hf_refusal
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
-_KEY = re.compile(re.escape(_PREFIX) + r"(?P<module>.+)\.lora_(?P<matrix>[AB])\.weight")
+_KEY = r"(?P<module>.+)\.lora_(?P<matrix>[AB])\.weight"
+_PEFT, _OWN = "LORA", "ALIGNLAB"
 _UNSUPPORTED = (
     "use_dora", "modules_to_save", "rank_pattern", "alpha_pattern", "layer_replication", "lora_bias",
     "target_parameters", "trainable_token_indices", "alora_invocation_tokens", "use_qalora", "use_bdlora",
@@ -43,26 +48,48 @@ def save_adapter(model: GPTModel, directory: str | Path, *, base_model: str | No
         ModelError: the model has no adapters, or one on a query, key or value projection that the family's Hugging Face
             files hold fused in one matrix (GPT-2, GPT-NeoX), where PEFT has no place for it.
     """
-    directory, layers = Path(directory), lora_layers(model)
-    stored = {name: _hf_name(model, name) for name in layers}
-    tensors: dict[str, Tensor] = {}
-    for name, layer in layers.items():
-        for matrix, value in (("A", layer.lora_A), ("B", layer.lora_B)):
-            tensors[f"{_PREFIX}{stored[name]}.lora_{matrix}.weight"] = value.detach().cpu().contiguous()
-    lora = next(iter(layers.values())).config
+    stored = {name: _hf_name(model, name) for name in lora_layers(model)}
     config = {
-        "peft_type": "LORA",
+        "peft_type": _PEFT,
         "task_type": "CAUSAL_LM",
-        "base_model_name_or_path": base_model,
-        "r": lora.rank,
-        "lora_alpha": int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha,
-        "lora_dropout": lora.dropout,
-        "use_rslora": lora.rslora,
         "target_modules": _target_modules(model, stored.values()),
         "fan_in_fan_out": any(isinstance(entry.layout, Transposed) for entry in family_of(model.config).hf),
         "bias": "none",
         "init_lora_weights": True,
         "inference_mode": True,
+    }
+    return _write(
+        model, Path(directory), {ours: _PREFIX + theirs for ours, theirs in stored.items()}, config, base_model
+    )
+
+
+def store_adapter(model: GPTModel, directory: str | Path, *, base_model: str | None = None) -> Path:
+    """Write the adapters of `model` for `load_adapter`: for PEFT where it has a place for each, else by our own names.
+
+    Raises `ModelError` where the model has no adapters.
+    """
+    layers = lora_layers(model)
+    if hf_refusal(model.config) is None and layers.keys() <= {*_placed(model)}:
+        return save_adapter(model, directory, base_model=base_model)
+    return _write(model, Path(directory), {name: name for name in layers}, {"peft_type": _OWN}, base_model)
+
+
+def _write(
+    model: GPTModel, directory: Path, stored: dict[str, str], config: dict[str, Any], base_model: str | None
+) -> Path:
+    """The two files, with each layer's matrices under its name in `stored`."""
+    layers, tensors = lora_layers(model), dict[str, Tensor]()
+    for name, layer in layers.items():
+        for matrix, value in (("A", layer.lora_A), ("B", layer.lora_B)):
+            tensors[f"{stored[name]}.lora_{matrix}.weight"] = value.detach().cpu().contiguous()
+    lora = next(iter(layers.values())).config
+    config = {
+        **config,
+        "base_model_name_or_path": base_model,
+        "r": lora.rank,
+        "lora_alpha": int(lora.alpha) if float(lora.alpha).is_integer() else lora.alpha,
+        "lora_dropout": lora.dropout,
+        "use_rslora": lora.rslora,
     }
     directory.mkdir(parents=True, exist_ok=True)
     atomic_write(directory / WEIGHTS_FILE, save(tensors, metadata={"format": "pt"}))
@@ -71,7 +98,7 @@ def save_adapter(model: GPTModel, directory: str | Path, *, base_model: str | No
 
 
 def load_adapter(model: GPTModel, directory: str | Path) -> GPTModel:
-    """Freeze `model` and add the adapters that PEFT or `save_adapter` wrote to `directory`; returns `model`.
+    """Freeze `model` and add the adapters that PEFT or this module wrote to `directory`; returns `model`.
 
     Raises:
         ModelError: the model already has adapters, a file is missing or damaged, the adapter is of another kind than
@@ -79,9 +106,9 @@ def load_adapter(model: GPTModel, directory: str | Path) -> GPTModel:
     """
     directory = Path(directory)
     refuse_adapters(model)
-    config = _read_config(directory)
-    pairs = _read_pairs(directory)
-    ours = {_hf_name(model, name): name for name in _placed(model)}
+    config, own = _read_config(directory)
+    pairs = _read_pairs(directory, "" if own else _PREFIX)
+    ours = {name: name for name in _linear(model)} if own else {_hf_name(model, name): name for name in _placed(model)}
     for module, (a, b) in pairs.items():
         if module not in ours:
             raise ModelError(f"adapter {directory} has weights for {module}, which {model.config.architecture} has not")
@@ -105,9 +132,13 @@ def load_adapter(model: GPTModel, directory: str | Path) -> GPTModel:
 def _placed(model: GPTModel) -> list[str]:
     """Names of our linear layers that stand alone in the family's Hugging Face files."""
     fused = {ours for entry in family_of(model.config).hf if len(entry.ours) > 1 for ours in entry.ours}
+    return [name for name in _linear(model) if _template(name) not in fused]
+
+
+def _linear(model: GPTModel) -> list[str]:
+    """Names of our linear layers."""
     names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
-    names = [name.removesuffix(".base") for name in names]  # the layer inside a LoRALinear
-    return [name for name in names if _template(name) not in fused]
+    return [name.removesuffix(".base") for name in names]  # the layer inside a LoRALinear
 
 
 def _template(name: str) -> str:
@@ -153,13 +184,14 @@ def _target_modules(model: GPTModel, stored: Iterable[str]) -> list[str]:
     return sorted(targets)
 
 
-def _read_config(directory: Path) -> LoraConfig:
+def _read_config(directory: Path) -> tuple[LoraConfig, bool]:
+    """The configuration, and whether the file is one of our own names."""
     path = directory / CONFIG_FILE
     try:
         raw: Any = read_json(path)
     except DataError as error:
         raise ModelError(f"{directory} is no adapter: {error}") from error
-    if not isinstance(raw, dict) or raw.get("peft_type") != "LORA":
+    if not isinstance(raw, dict) or raw.get("peft_type") not in (_PEFT, _OWN):
         kind = raw.get("peft_type") if isinstance(raw, dict) else type(raw).__name__
         raise ModelError(f"{path} describes {kind!r}, allowed: an adapter of peft_type 'LORA'")
     changed = [key for key in _UNSUPPORTED if raw.get(key)]
@@ -172,12 +204,13 @@ def _read_config(directory: Path) -> LoraConfig:
         raise ModelError(f"{path} has r={rank!r}, lora_alpha={alpha!r}, lora_dropout={dropout!r}, allowed: numbers")
     try:
         # Which layers have adapters is read from the weights: endings of Hugging Face names mean nothing here.
-        return LoraConfig(rank, float(alpha), (ALL_LINEAR,), float(dropout), bool(raw.get("use_rslora")))
+        lora = LoraConfig(rank, float(alpha), (ALL_LINEAR,), float(dropout), bool(raw.get("use_rslora")))
     except ConfigError as error:
         raise ModelError(f"{path}: {error}") from error
+    return lora, raw["peft_type"] == _OWN
 
 
-def _read_pairs(directory: Path) -> dict[str, tuple[Tensor, Tensor]]:
+def _read_pairs(directory: Path, prefix: str) -> dict[str, tuple[Tensor, Tensor]]:
     path = directory / WEIGHTS_FILE
     try:
         tensors = load_file(path)
@@ -185,9 +218,9 @@ def _read_pairs(directory: Path) -> dict[str, tuple[Tensor, Tensor]]:
         raise ModelError(f"cannot read adapter weights {path}: {error}".splitlines()[0]) from error
     matrices: dict[str, dict[str, Tensor]] = {}
     for key, value in tensors.items():
-        found = _KEY.fullmatch(key)
+        found = re.fullmatch(re.escape(prefix) + _KEY, key)
         if found is None:
-            raise ModelError(f"{path} has tensor {key!r}, allowed: {_PREFIX}<module>.lora_A.weight and lora_B")
+            raise ModelError(f"{path} has tensor {key!r}, allowed: {prefix}<module>.lora_A.weight and lora_B")
         matrices.setdefault(found["module"], {})[found["matrix"]] = value
     for module, both in matrices.items():
         if both.keys() != {"A", "B"}:

@@ -22,10 +22,10 @@ def models(argv: list[str]) -> int:
     show = actions.add_parser("show", help="architecture, parameters, context, tokenizer, template, tensor types")
     show.add_argument("model", help="a catalogue name, a registered name, a path or a hub id")
     show.add_argument("--json", action="store_true", help="as one JSON object")
-    export = actions.add_parser("export", help="write a model as a Hugging Face directory")
+    export = actions.add_parser("export", help="write a model as a directory in Hugging Face's format or ours")
     export.add_argument("model", help="a catalogue name, a registered name, a path or a hub id")
     export.add_argument("directory", type=Path)
-    export.add_argument("--format", default="hf", choices=("hf",))
+    export.add_argument("--format", default="hf", choices=("hf", "native"))
     export.add_argument("--dtype", default="float32", choices=("float32", "bfloat16", "float16"))
     options = parser.parse_args(argv)
     {"list": _list, "pull": _pull, "show": _show, "export": _export}[options.action](options)
@@ -63,9 +63,9 @@ def describe(spec: str) -> dict[str, Any]:
     from alignlab.lm.gguf_config import config_from_gguf
     from alignlab.lm.gguf_reader import GGUFFile
     from alignlab.lm.gguf_tokenizer import from_gguf
-    from alignlab.lm.hf_config import config_from_hf, read_json_object
     from alignlab.lm.language_model import resolve
     from alignlab.lm.llama2c import Llama2cFile
+    from alignlab.lm.native import read_config
     from alignlab.lm.safetensors_reader import SafetensorsDir
     from alignlab.lm.tokenizer import Tokenizer
     from alignlab.lm.weights import empty_model
@@ -73,7 +73,7 @@ def describe(spec: str) -> dict[str, Any]:
     path = resolve(spec)
     tokenizer: Tokenizer | None = None
     if path.is_dir():
-        config = config_from_hf(read_json_object(path / "config.json"), str(path / "config.json"))
+        config = read_config(path)
         tensors = SafetensorsDir(path)
         tokenizer, kinds = Tokenizer.from_hf(path), Counter(tensors.kind(name) for name in tensors.names())
     elif path.suffix == ".bin":
@@ -86,7 +86,7 @@ def describe(spec: str) -> dict[str, Any]:
     facts: dict[str, Any] = {
         "model": spec,
         "source": str(path),
-        "architecture": config.architecture,
+        "architecture": "alignlab" if config.architecture == "auto" else config.architecture,
         "parameters": sum(p.numel() for p in empty_model(config).parameters()),
         "context": config.n_ctx,
         "layers": config.n_layers,
@@ -119,5 +119,7 @@ def _show(options: argparse.Namespace) -> None:
 def _export(options: argparse.Namespace) -> None:
     from alignlab.lm.hf_export import export_hf
     from alignlab.lm.language_model import load
+    from alignlab.lm.native import export_native
 
-    print(export_hf(load(options.model, dtype=options.dtype, device="cpu"), options.directory))
+    write = export_hf if options.format == "hf" else export_native
+    print(write(load(options.model, dtype=options.dtype, device="cpu"), options.directory))

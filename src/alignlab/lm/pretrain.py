@@ -14,17 +14,17 @@ from torch import Tensor, nn
 
 from alignlab.core.config import require
 from alignlab.core.device import pick_device
-from alignlab.core.errors import DataError, ModelError
+from alignlab.core.errors import DataError
 from alignlab.core.progress import Progress
 from alignlab.core.rng import derive_seed
 from alignlab.core.runs import Run
 from alignlab.data.loader import Batch, Prefetch, TokenLoader, evaluation_batches
 from alignlab.lm import registry
 from alignlab.lm.generate import decode
-from alignlab.lm.hf_export import export_hf
 from alignlab.lm.init import learning_rate_scales
 from alignlab.lm.language_model import LanguageModel
 from alignlab.lm.model import GPTModel
+from alignlab.lm.native import export_model
 from alignlab.lm.pretrain_config import PretrainConfig
 from alignlab.lm.tokenized_corpus import TokenizedCorpus, open_tokenized
 from alignlab.lm.types import SamplingParams
@@ -145,7 +145,7 @@ class Pretraining:
         }
 
     def keep(self, weights: dict[str, Tensor]) -> None:
-        """Write the model with these weights in Hugging Face format, register it, and note what it says unprompted."""
+        """Write the model with these weights, register it, and note what it says unprompted."""
         assert self.run is not None
         run, path = self.run, self.run.path / "model"
         model = GPTModel(self.config.model)
@@ -153,19 +153,17 @@ class Pretraining:
         lm = LanguageModel(model.to(self.device()).eval(), self.corpus.tokenizer, self.config.name, str(path))
         texts = samples(lm, seed=self.config.train.seed)
         run.write_artifact("samples.json", texts)
-        try:
-            run.stage("export", lambda: self.export(lm, path))
-        except ModelError as error:
-            self.progress.say(f"the model stays in the run's checkpoint: {error}")
+        run.stage("export", lambda: self.export(lm, path))
         self.progress.say("a sample of it:\n" + texts[0])
 
     def export(self, lm: LanguageModel, path: Path) -> dict[str, Any]:
-        """Write and register the model."""
+        """Write the model in the format that holds it, and register it."""
         assert self.run is not None
-        export_hf(lm, path)
+        exported = export_model(lm, path)
+        self.progress.say(str(exported))
         info = {"base": str(self.config.data), "run": str(self.run.path), "stage": STAGE}
         registry.register(self.config.name, path, info)
-        return {"path": str(path), "name": self.config.name}
+        return {"path": str(path), "name": self.config.name, "format": exported.format}
 
 
 def samples(lm: LanguageModel, *, seed: int) -> list[str]:

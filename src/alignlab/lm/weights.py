@@ -70,7 +70,8 @@ def load_weights(
     parameters = model.state_dict()
     plan = list(bindings(config, parameters, file_format))
     stored_name = _resolve_names(config, source, plan, file_format)
-    _check(config, source, plan, parameters, stored_name)
+    _check_shapes(config, source, plan, parameters, stored_name)
+    _refuse_others(config, source, set(stored_name.values()), file_format)
     state: dict[str, Tensor] = {}
     for binding in plan:
         shapes = [tuple(parameters[name].shape) for name in binding.parameters]
@@ -101,7 +102,7 @@ def _resolve_names(
     return {binding.stored: best(binding.stored) for binding in plan}
 
 
-def _check(
+def _check_shapes(
     config: GPTConfig,
     source: TensorSource,
     plan: Sequence[Binding],
@@ -117,16 +118,19 @@ def _check(
         expected = tuple(binding.layout.join([parameters[p] for p in binding.parameters], config).shape)
         if source.shape(name) != expected:
             raise ModelError(f"{source.path}: tensor {name!r} has shape {source.shape(name)}, expected {expected}")
-    ignored = [*family_of(config).ignored, r"rope_freqs\.weight"]
-    if config.tie_embeddings:
+
+
+def _refuse_others(config: GPTConfig, source: TensorSource, used: set[str], file_format: FileFormat) -> None:
+    """`ModelError` for a stored tensor that no parameter is made of, unless the family is known to store such."""
+    native = file_format == "native"
+    ignored = [] if native else [*family_of(config).ignored, r"rope_freqs\.weight"]
+    if config.tie_embeddings and not native:
         ignored += [r"(language_model\.)?lm_head\.weight", r"embed_out\.weight"]
     unexpected = sorted(
-        name
-        for name in names - set(stored_name.values())
-        if not any(re.fullmatch(pattern, name) for pattern in ignored)
+        name for name in source.names() - used if not any(re.fullmatch(pattern, name) for pattern in ignored)
     )
     if unexpected:
+        where = "the model that its config.json describes" if native else f"architecture {config.architecture!r}"
         raise ModelError(
-            f"{source.path}: tensor {unexpected[0]!r} has no place in architecture {config.architecture!r} "
-            f"({len(unexpected)} unexpected)"
+            f"{source.path}: tensor {unexpected[0]!r} has no place in {where} ({len(unexpected)} unexpected)"
         )
