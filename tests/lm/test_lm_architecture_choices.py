@@ -69,12 +69,13 @@ def test_dropout_at_gpt2s_places(make_model: MakeModel) -> None:
 @torch.no_grad()
 def test_dropout_of_the_attention_pattern(path: str) -> None:
     """Values that are the identity show the pattern itself: dropped, or larger by 1 / (1 - p)."""
-    module = MultiHeadAttention(GPTConfig(d_model=64, n_heads=2, n_kv_heads=1, dropout=0.4, attention=path), 0)  # type: ignore[arg-type]
+    config = GPTConfig(d_model=64, n_heads=2, n_kv_heads=1, attn_dropout=0.4, attention=path)  # type: ignore[arg-type]
+    module = MultiHeadAttention(config, 0)
     generator = torch.Generator().manual_seed(0)
     q, k = torch.randn(8, 2, 32, 32, generator=generator), torch.randn(8, 1, 32, 32, generator=generator)
     v = torch.eye(32).expand(8, 1, -1, -1)
     torch.manual_seed(0)
-    dropped = module.attend(q, k, v, None, None, Extra(dropout=0.4))
+    dropped = module.attend(q, k, v, None, None, Extra(attn_dropout=0.4))
     pattern = module.attend(q, k, v, None)
     causal = pattern > 0
     assert int(causal.sum()) == 8 * 2 * 32 * 33 // 2
@@ -141,7 +142,8 @@ def test_each_tap_fires_once_in_order(family: str, fields: dict[str, Any], make_
 @pytest.mark.parametrize(
     ("fields", "fast"),
     [({}, True), ({"window": 4}, True), ({"qk_norm": True, "dropout": 0.0}, True), ({"norm_position": "post"}, True),
-     ({"positions": "alibi"}, False), ({"dropout": 0.1}, False), ({"attention": "explicit"}, False)],
+     ({"positions": "alibi"}, False), ({"dropout": 0.1}, True), ({"attn_dropout": 0.1}, False),
+     ({"attention": "explicit"}, False)],
 )  # fmt: skip
 def test_plain_choices_keep_the_fast_backward_pass(
     fields: dict[str, Any], fast: bool, make_model: MakeModel, monkeypatch: pytest.MonkeyPatch
@@ -159,7 +161,13 @@ def test_plain_choices_keep_the_fast_backward_pass(
 @torch.no_grad()
 def test_plain_passes_carry_nothing_extra(make_model: MakeModel) -> None:
     """The hot path's only cost of the newer choices is a look at None."""
-    for fields in ({}, {"positions": "learned"}, {"positions": "none"}, {"positions": "sinusoidal"}, {"dropout": 0.1}):
+    for fields in (
+        {},
+        {"positions": "learned"},
+        {"positions": "none"},
+        {"positions": "sinusoidal"},
+        {"dropout": 0.1, "attn_dropout": 0.1},
+    ):
         model = make_model("gpt2", **fields).eval()
         positions = torch.arange(6).expand(2, -1)
         for context in model.contexts(positions, 6, None, None, torch.float32).values():

@@ -98,9 +98,9 @@ def test_a_fresh_model_exports_as_the_family_that_fits(case: str, tmp_path: Path
 
 
 def test_dropout_is_written_for_those_who_train_on(tmp_path: Path, byte_tokenizer: Tokenizer) -> None:
-    export_hf(random_lm(GPT2 | {"dropout": 0.2}, byte_tokenizer), tmp_path)
+    export_hf(random_lm(GPT2 | {"dropout": 0.2, "attn_dropout": 0.1}, byte_tokenizer), tmp_path)
     config = hf.AutoConfig.from_pretrained(tmp_path)
-    assert (config.embd_pdrop, config.attn_pdrop, config.resid_pdrop) == (0.2, 0.2, 0.2)
+    assert (config.embd_pdrop, config.attn_pdrop, config.resid_pdrop) == (0.2, 0.1, 0.2)
     assert load_hf(tmp_path).config.dropout == 0
 
 

@@ -381,7 +381,8 @@ def test_zeros_in_the_configuration_are_resolved() -> None:
         ({"norm_position": "post", "parallel_block": True}, "parallel_block is True"),
         ({"activation": "solu"}, "gated_mlp is True, allowed: false where activation is solu"),
         ({"attention": "sdpa", "attn_softcap": 5.0}, "attn_softcap is 5.0, allowed: none where attention is sdpa"),
-        ({"attention": "flex", "dropout": 0.1}, "dropout is 0.1, allowed: 0 where attention is flex"),
+        ({"attn_dropout": 1.0}, "attn_dropout is 1.0"),
+        ({"attention": "flex", "attn_dropout": 0.1}, "attn_dropout is 0.1, allowed: 0 where attention is flex"),
         ({"mup_base_width": 0}, "mup_base_width is 0"),
     ],
 )

@@ -13,6 +13,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
+from alignlab.core.config import parse_cli
 from alignlab.core.errors import AlignlabError, ConfigError
 from alignlab.core.progress import Progress
 from alignlab.core.runs import Run
@@ -156,3 +157,12 @@ def test_settings_that_contradict_each_other_are_refused(corpus: Path) -> None:
         PretrainConfig(corpus, weights="average")
     with pytest.raises(ConfigError, match=r"train\.accumulate is 2, allowed: 1"):
         PretrainConfig(corpus, train=TrainConfig(accumulate=2))
+
+
+def test_what_follows_from_other_fields_follows_their_flags(tmp_path: Path) -> None:
+    found = parse_cli(PretrainConfig, ["--model.n-heads", "6", "--model.d-model", "96"], prog="alignlab pretrain").model
+    assert (found.n_heads, found.n_kv_heads, found.d_head, found.rotary_dim) == (6, 6, 16, 16)
+    (tmp_path / "c.yaml").write_text("model: {d_model: 96, n_heads: 4, n_kv_heads: 2}")
+    arguments = ["--config", str(tmp_path / "c.yaml"), "--model.n-heads", "2"]
+    found = parse_cli(PretrainConfig, arguments, prog="alignlab pretrain").model
+    assert (found.n_heads, found.n_kv_heads, found.d_head, found.rotary_dim) == (2, 2, 48, 48)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import copy
 import dataclasses
 import io
 import re
@@ -27,7 +28,8 @@ def parse_cli(cls: type[C], args: Sequence[str], *, prog: str, first: str | None
     if first is not None and args and not args[0].startswith("-"):
         args = [f"--{first}", *args]
     path, rest = _take_config(list(args))
-    extra: dict[str, Any] = {} if path is None else {"default": load_yaml(cls, path)}
+    default = _default(cls) if path is None else load_yaml(cls, path)
+    extra: dict[str, Any] = {} if default is None else {"default": _as_given(default)}
     import tyro
 
     footer = "--config FILE.yaml loads a saved config; flags override its values."
@@ -41,6 +43,23 @@ def parse_cli(cls: type[C], args: Sequence[str], *, prog: str, first: str | None
             raise
         sentence = _sentence(captured.getvalue(), cls)
     raise ConfigError(f"{prog}: {sentence} (see {prog} --help)")
+
+
+def _default(cls: type[C]) -> C | None:
+    """The config without any argument; None where some are required."""
+    needed = (f for f in dataclasses.fields(cls) if f.init)  # type: ignore[arg-type]
+    missing = dataclasses.MISSING
+    return None if any(f.default is missing and f.default_factory is missing for f in needed) else cls()
+
+
+def _as_given(config: Any) -> Any:
+    """A copy in which every config that derives fields from others (it has `as_given`) leaves them open again."""
+    given = config.as_given() if hasattr(config, "as_given") else copy.copy(config)
+    for field in dataclasses.fields(given):
+        value = getattr(given, field.name)
+        if dataclasses.is_dataclass(value) and not isinstance(value, type):
+            object.__setattr__(given, field.name, _as_given(value))
+    return given
 
 
 def _take_config(args: list[str]) -> tuple[str | None, list[str]]:

@@ -33,7 +33,14 @@ class Extra:
     flex: FlexPlan | None = None
     """FlexAttention does it all: there is neither mask nor bias then."""
     dropout: float = 0.0
-    """Probability of dropping a number of the pattern, and of what attention and MLP add."""
+    """Probability of dropping a number of what attention and MLP add."""
+    attn_dropout: float = 0.0
+    """Probability of dropping a number of the pattern."""
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether the pattern is that of plain attention."""
+        return self.bias is None and self.flex is None and not self.attn_dropout
 
 
 @dataclass
@@ -45,7 +52,7 @@ class Context:
     rotation: Rotation | None
     cache: KVCache | None
     extra: Extra | None = None
-    """None where attention is plain."""
+    """None where attention is plain and nothing is dropped."""
 
 
 def causal_mask(
@@ -140,6 +147,8 @@ class MultiHeadAttention(nn.Module):
 
         `shared` are keys and values (n_kv_heads, key, d_head) that stand before those of every row.
         """
+        if extra is not None and extra.is_plain:
+            extra = None
         if extra is not None and extra.flex is not None:
             return flex_attend(q, k, v, extra.flex, self.scale).transpose(1, 2)
         watched = self.taps and (
@@ -156,7 +165,7 @@ class MultiHeadAttention(nn.Module):
         groups = n_heads // k.shape[1]
         dropout = 0.0
         if extra is not None:
-            mask, dropout = (mask if extra.bias is None else extra.bias), extra.dropout
+            mask, dropout = (mask if extra.bias is None else extra.bias), extra.attn_dropout
         if n_query == 1:
             # One query sees every unmasked key, so the heads of a group can stand in for the query dimension:
             # keys and values are then read once per group instead of being repeated for each head.
@@ -227,6 +236,6 @@ class MultiHeadAttention(nn.Module):
         pattern = scores.float().softmax(-1).to(v.dtype)
         if self.taps:
             pattern = self.taps(f"{self.prefix}hook_pattern", pattern)
-        if extra.dropout:
-            pattern = F.dropout(pattern, extra.dropout)
+        if extra.attn_dropout:
+            pattern = F.dropout(pattern, extra.attn_dropout)
         return pattern @ v

@@ -11,7 +11,7 @@ from alignlab.lm.config import GPTConfig
 from alignlab.lm.hf_config import config_from_hf
 
 _HF_ACTIVATION = {"gelu": "gelu", "gelu_tanh": "gelu_pytorch_tanh", "silu": "silu", "relu": "relu", "relu2": "relu2"}
-_NOT_THE_MODEL = ("architecture", "attention", "dropout", "mup_base_width")
+_NOT_THE_MODEL = ("architecture", "attention", "dropout", "attn_dropout", "mup_base_width")
 """Fields that do not change the logits of a model that is read back; muP's own field is `init`."""
 
 Json = dict[str, Any]
@@ -56,7 +56,8 @@ def _gpt2_json(config: GPTConfig) -> Json:
         "activation_function": "gelu_new" if config.activation == "gelu_tanh" else _HF_ACTIVATION[config.activation],
         "layer_norm_epsilon": config.norm_eps,
         "tie_word_embeddings": config.tie_embeddings,
-        **dict.fromkeys(("embd_pdrop", "attn_pdrop", "resid_pdrop"), config.dropout),
+        **dict.fromkeys(("embd_pdrop", "resid_pdrop"), config.dropout),
+        "attn_pdrop": config.attn_dropout,
     }
 
 

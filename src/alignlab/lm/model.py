@@ -73,7 +73,7 @@ class GPTModel(nn.Module):
     ) -> Float[Tensor, "batch pos d_model"]:
         """The residual stream after the final norm: what `unembed` turns into logits."""
         positions, length = self.positions_of(tokens, cache, segments)
-        dropout = self.config.dropout if self.training and cache is None else 0.0
+        drops = self.training and cache is None
         x = self.embed(tokens)
         if self.config.embed_scale != 1.0:
             x = x * torch.tensor(self.config.embed_scale, dtype=x.dtype, device=x.device)
@@ -89,9 +89,9 @@ class GPTModel(nn.Module):
         if x.dtype is torch.float32 and torch.is_autocast_enabled(x.device.type):
             # The residual stream itself in autocast's type: norms and additions then move half the bytes.
             x = x.to(torch.get_autocast_dtype(x.device.type))
-        if dropout:
-            x = F.dropout(x, dropout)
-        contexts = self.contexts(positions, length, cache, segments, x.dtype, dropout)
+        if drops and self.config.dropout:
+            x = F.dropout(x, self.config.dropout)
+        contexts = self.contexts(positions, length, cache, segments, x.dtype, drops)
         for layer, block in enumerate(self.blocks):
             x = block(x, contexts[self.config.is_windowed(layer)])
         x = self.final_norm(x)
@@ -127,12 +127,14 @@ class GPTModel(nn.Module):
         cache: KVCache | None,
         segments: Int[Tensor, "batch pos"] | None,
         dtype: torch.dtype,
-        dropout: float = 0.0,
+        drops: bool = False,
     ) -> dict[bool, Context]:
         """What the full (False) and the windowed (True) layers of this pass share."""
         safe = positions.clamp(min=0)
         watched = bool(self.taps) and any(name.endswith(("attn_scores", "pattern")) for name in self.taps)
-        flexible = cache is None and not dropout and not watched and uses_flex(self.config, positions.device)
+        rates = {"dropout": self.config.dropout, "attn_dropout": self.config.attn_dropout} if drops else {}
+        thins = bool(rates.get("attn_dropout"))
+        flexible = cache is None and not thins and not watched and uses_flex(self.config, positions.device)
         found = {}
         for windowed in {self.config.is_windowed(layer) for layer in range(self.config.n_layers)}:
             window = self.config.window if windowed else None
@@ -142,13 +144,13 @@ class GPTModel(nn.Module):
             if self.config.positions == "rotary":
                 table = self.rotary_local if windowed else self.rotary
                 rotation = table(safe, length, dtype)
-            mask, extra = None, Extra(dropout=dropout) if dropout else None
+            mask, extra = None, Extra(**rates) if any(rates.values()) else None
             if flexible:
                 slopes = None if self.alibi is None else self.alibi.slopes(positions.device)
                 width, device = positions.shape[1], positions.device
-                extra = Extra(flex=flex_plan(self.config, width, window, segments, slopes, device))
+                extra = Extra(flex=flex_plan(self.config, width, window, segments, slopes, device), **rates)
             elif self.alibi is not None:
-                extra = Extra(bias=self.bias(positions, cache, segments, window, dtype), dropout=dropout)
+                extra = Extra(bias=self.bias(positions, cache, segments, window, dtype), **rates)
             else:
                 mask = self.mask(positions, cache, segments, window)
             found[windowed] = Context(mask, rotation, cache, extra)
