@@ -194,6 +194,20 @@ def test_ids_outside_the_vocabulary_are_found_by_reading(corpus: Make) -> None:
         TokenShards.open(path, check="hash")
 
 
+def test_a_damaged_id_is_refused_where_it_is_read(corpus: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = corpus(DOCUMENTS, 6).path
+    whole = (path / "shard-00001.bin").read_bytes()
+    (path / "shard-00001.bin").write_bytes(b"\xff" * len(whole))
+    with pytest.raises(DataError, match="another SHA-256"):
+        TokenShards.open(path, check="auto")
+    monkeypatch.setattr("alignlab.data.shards.HASHED_BYTES", 0)  # as if it were large
+    shards = TokenShards.open(path, check="auto")
+    shards.slice(0, 6)
+    for read in (lambda: shards.slice(5, 8), lambda: shards.take(np.array([[0, 7]]))):
+        with pytest.raises(DataError, match=r"has token 65535, outside the vocabulary of \d+: a shard is damaged"):
+            read()
+
+
 def test_positions_outside(corpus: Make) -> None:
     shards = corpus(DOCUMENTS)
     for start, stop in ((-1, 3), (3, 2), (0, 15)):

@@ -32,6 +32,8 @@ from alignlab.data.manifest import (
 __all__ = ["Manifest", "ShardInfo", "TokenShards", "TokenizerInfo", "require_tokenizer", "write_shards"]
 
 INDEX_FILE = "documents.idx"
+HASHED_BYTES = 1 << 28
+"""Up to this size of all files together, `check="auto"` reads them all: a third of a second."""
 _SCAN = 1 << 22
 
 
@@ -166,12 +168,12 @@ class TokenShards:
         self._starts = np.asarray(np.memmap(path / manifest.index.file, dtype="<u8", mode="r")).view("<i8")
 
     @classmethod
-    def open(cls, path: str | Path, *, check: Literal["size", "hash"] = "size") -> TokenShards:
+    def open(cls, path: str | Path, *, check: Literal["size", "hash", "auto"] = "size") -> TokenShards:
         """The shards in the directory `path`.
 
         Args:
             check: "size" compares the files' sizes with the manifest; "hash" reads them all and compares their
-                SHA-256, and that ids lie in the vocabulary.
+                SHA-256, and that ids lie in the vocabulary; "auto" is "hash" for corpora of up to `HASHED_BYTES`.
 
         Raises:
             DataError: no manifest or a wrong one, a file that is missing, or one whose size or hash is wrong.
@@ -179,12 +181,15 @@ class TokenShards:
         path = Path(path)
         manifest = Manifest.read(path)
         width = DTYPES[manifest.dtype]
+        hashed = check == "hash" or (
+            check == "auto" and manifest.tokens * width + manifest.documents * 8 <= HASHED_BYTES
+        )
         for entry in manifest.shards:
-            _check_file(path / entry.file, entry.tokens * width, entry.sha256, hashed=check == "hash")
+            _check_file(path / entry.file, entry.tokens * width, entry.sha256, hashed=hashed)
         index = manifest.index
-        _check_file(path / index.file, manifest.documents * 8, index.sha256, hashed=check == "hash")
+        _check_file(path / index.file, manifest.documents * 8, index.sha256, hashed=hashed)
         shards = cls(path, manifest)
-        if check == "hash":
+        if hashed:
             shards._check_ids()
         return shards
 
@@ -209,7 +214,11 @@ class TokenShards:
         return self._starts
 
     def slice(self, start: int, stop: int) -> Int[np.ndarray, " pos"]:
-        """Ids at positions `start` to `stop` (exclusive) as int64. Raises DataError outside of the shards."""
+        """Ids at positions `start` to `stop` (exclusive) as int64.
+
+        Raises:
+            DataError: a position outside of the shards, or an id outside of the vocabulary.
+        """
         if not 0 <= start <= stop <= len(self):
             raise DataError(f"positions {start} to {stop} were asked for, but {self.path} has {len(self)} tokens")
         parts: list[np.ndarray] = []
@@ -218,19 +227,29 @@ class TokenShards:
             if offset >= stop and parts:
                 break
             parts.append(ids[max(start - offset, 0) : max(stop - offset, 0)])
-        return np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, dtype=np.int64)
+        return self._known(np.concatenate(parts).astype(np.int64) if parts else np.zeros(0, dtype=np.int64))
 
     def take(self, positions: Int[np.ndarray, " *shape"]) -> Int[np.ndarray, " *shape"]:
-        """Ids at any positions, as int64 of the same shape. Raises DataError outside of the shards."""
+        """Ids at any positions, as int64 of the same shape. Raises as `slice` does."""
         if positions.size and not (positions.min() >= 0 and positions.max() < len(self)):
             raise DataError(f"a position outside of the {len(self)} tokens of {self.path} was asked for")
         if len(self._maps) == 1:
-            return self._maps[0][positions].astype(np.int64)
+            return self._known(self._maps[0][positions].astype(np.int64))
         ids = np.empty(positions.shape, dtype=np.int64)
         shard = np.searchsorted(self._offsets, positions, side="right") - 1
         for i in np.unique(shard):
             here = shard == i
             ids[here] = self._maps[i][positions[here] - self._offsets[i]]
+        return self._known(ids)
+
+    def _known(self, ids: np.ndarray) -> np.ndarray:
+        """`ids`, unless a damaged shard has one that no embedding has a row for."""
+        limit = self.manifest.tokenizer.vocab_size
+        if ids.size and ids.max() >= limit:
+            raise DataError(
+                f"{self.path} has token {ids.max()}, outside the vocabulary of {limit}: a shard is damaged; "
+                f"`alignlab data show {self.path}` says which"
+            )
         return ids
 
 
@@ -244,4 +263,7 @@ def _check_file(path: Path, n_bytes: int, sha256: str, *, hashed: bool) -> None:
             "copy it again or tokenize the text again"
         )
     if hashed and sha256_file(path) != sha256:
-        raise DataError(f"{path} has another SHA-256 than the manifest says; it is damaged, or of another corpus")
+        raise DataError(
+            f"{path} has another SHA-256 than the manifest says; it is damaged, or of another corpus: "
+            "copy it again or tokenize the text again"
+        )

@@ -84,6 +84,8 @@ def tokenize_corpus(config: TokenizeConfig, *, progress: Progress = SILENT) -> T
     if config.out.exists():
         raise DataError(f"{config.out} already exists; name another directory with --out, or remove it first")
     texts = _without_duplicates(_texts(config.source, config), config, progress)
+    if not any(texts):
+        raise DataError(f"{', '.join(config.source)}: the corpus is empty, no document has any text")
     if config.validation_source:
         train: Iterable[str] = texts
         held_out: Iterable[str] = _texts(config.validation_source, config)
@@ -93,6 +95,11 @@ def tokenize_corpus(config: TokenizeConfig, *, progress: Progress = SILENT) -> T
             raise DataError(
                 f"no document falls into the {config.validation:.0%} for validation; hold out the end of each document "
                 "(--validation-by end) or a larger share"
+            )
+        if not any(train):
+            raise DataError(
+                f"{', '.join(config.source)}: too little text, without the {config.validation:.0%} for validation none "
+                "is left; use more text, or --validation-source"
             )
     tokenizer = _tokenizer(config, train, held_out, progress)
     name = config.tokenizer if config.tokenizer in ("bpe", "character", "byte") else Path(config.tokenizer).name

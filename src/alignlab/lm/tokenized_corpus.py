@@ -195,8 +195,10 @@ def _counted(encoded: Iterable[tuple[np.ndarray, int]], task: ProgressTask) -> I
         yield ids, n_bytes
 
 
-def open_tokenized(path: str | Path, *, check: Literal["size", "hash"] = "size") -> TokenizedCorpus:
+def open_tokenized(path: str | Path, *, check: Literal["size", "hash", "auto"] = "auto") -> TokenizedCorpus:
     """The corpus in `path`, its shards checked against their manifests and its tokenizer against theirs.
+
+    `check` is that of `TokenShards.open`: by default the files of all but large corpora are hashed.
 
     Raises:
         DataError: something is missing or damaged, or the tokenizer is not the one that made the shards.
@@ -209,4 +211,9 @@ def open_tokenized(path: str | Path, *, check: Literal["size", "hash"] = "size")
     tokenizer = load_tokenizer(path / "tokenizer")
     for shards in (train, validation):
         check_tokenizer(shards.manifest, tokenizer)
+        if shards.manifest.separator != tokenizer.eos_id:
+            raise DataError(
+                f"the documents in {shards.path} end with token {shards.manifest.separator}, but the end-of-text token "
+                f"of {path / 'tokenizer'} is {tokenizer.eos_id}; tokenize the text again or put the tokenizer back"
+            )
     return TokenizedCorpus(path, train, validation, tokenizer)

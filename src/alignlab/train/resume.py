@@ -79,20 +79,21 @@ def refuse_another(
         TrainingError: it is of another; names the first difference.
     """
     own_config, own_data = to_dict(config), None if data is None else json.loads(json.dumps(data))
+    elsewhere = "or begin anew in another directory"
     saved_config = {**_defaults(config), **saved.get("config", {})}
     for name in FREE_TO_CHANGE:
         own_config.pop(name, None)
         saved_config.pop(name, None)
-    for what, there, here in (
-        ("is of another model", saved.get("model", {}), model),
-        ("is of another training configuration", saved_config, own_config),
-        ("was trained on other data", saved.get("data"), own_data),
+    for what, there, here, advice in (
+        ("is of another model", saved.get("model", {}), model, "go on with that model"),
+        ("is of another training configuration", saved_config, own_config, "go on with that configuration"),
+        ("was trained on other data", saved.get("data"), own_data, "go on with those data"),
     ):
         if there is None or here is None:
             continue
         difference = first_difference(there, here)
         if difference is not None:
-            raise TrainingError(f"checkpoint {where} {what}: {difference}")
+            raise TrainingError(f"checkpoint {where} {what}: {difference}; {advice}, {elsewhere}")
 
 
 def _defaults(config: object) -> dict[str, Any]:
@@ -130,7 +131,13 @@ def first_difference(saved: Any, own: Any, name: str = "") -> str | None:
             if found is not None:
                 return found
         return None
-    return None if saved == own else f"{name} is {saved} there and {own} here"
+    return None if saved == own else f"{name} is {_short(saved)} there and {_short(own)} here"
+
+
+def _short(value: Any) -> Any:
+    """A value as a message shows it: of a digest its beginning."""
+    is_digest = isinstance(value, str) and len(value) == 64 and not set(value) - set("0123456789abcdef")
+    return f"{value[:12]}…" if is_digest else value
 
 
 def persistent_buffers(model: nn.Module) -> dict[str, Tensor]:
