@@ -11,10 +11,9 @@ from alignlab.align.config import AlignConfig
 from alignlab.align.constitution import Constitution
 from alignlab.align.critique import CRITIQUE, REVISION, Critique, as_conversations, critique_prompts, revision_prompts
 from alignlab.align.feedback import ContrastFeedback
-from alignlab.align.measures import held_out_tasks
 from alignlab.core.errors import ModelError
 from alignlab.core.progress import Progress
-from alignlab.data.prompts import PromptRecord, heldout_text
+from alignlab.data.prompts import PromptRecord, heldout_text, load_prompts
 from alignlab.lm.language_model import LanguageModel
 from alignlab.lm.local import LocalSampler
 
@@ -39,8 +38,9 @@ def fit_to_model(
             f"{lm.source}: alignment talks with the model, which has no chat template; take a chat model, or put a "
             "chat_template into its tokenizer_config.json"
         )
-    longest = max((record.prompt for records in prompts.values() for record in records), key=len)
-    check_characters(constitution, lm, prompts)
+    records = [record for name in prompts for record in (*prompts[name], *heldout(name, config))]
+    check_characters(constitution, lm, records)
+    longest = max((record.prompt for record in records), key=len)
     n_ctx = lm.model.config.n_ctx
     uses = [[d for d in constitution.demonstrations if d.use == use] for use in ("revision", "feedback")]
     most = max(map(len, uses))
@@ -96,15 +96,16 @@ def tokens_needed(
         yield len(framed) + max(answer, spelled * REVISION.max_tokens)
 
 
-def check_characters(
-    constitution: Constitution, lm: LanguageModel, prompts: Mapping[str, Sequence[PromptRecord]]
-) -> None:
+def heldout(name: str, config: AlignConfig) -> Sequence[PromptRecord]:
+    """The prompts of a set that stages are measured on."""
+    return load_prompts(name, "heldout")[: config.n_eval or None]  # type: ignore[arg-type]
+
+
+def check_characters(constitution: Constitution, lm: LanguageModel, records: Sequence[PromptRecord]) -> None:
     """DataError where the vocabulary cannot spell something that the run will read."""
     texts = [constitution.preamble, constitution.opposite, *heldout_text()]
     texts += [text for d in constitution.demonstrations for text in (d.request, d.response, d.critique, d.revision)]
     texts += [text for rule in constitution.principles for text in (rule.critique_request, rule.revision_request)]
-    texts += [text for records in prompts.values() for r in records for text in (r.prompt, r.reference or "")]
-    for task in held_out_tasks():
-        texts += [message["content"] for s in task.samples for message in s.prompt if not isinstance(message, str)]
+    texts += [text for record in records for text in (record.prompt, record.reference or "")]
     lm.tokenizer.encode("".join(sorted(set("".join(texts)))))
     lm.tokenizer.encode_prompt([{"role": "system", "content": "a"}, *as_conversations(["a"])[0]])
