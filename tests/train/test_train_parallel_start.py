@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import socket
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
+import torch
 import torch.distributed as dist
 
-from alignlab.core.errors import ConfigError, RunError
+from alignlab.core.errors import ConfigError, RunError, TrainingError
+from alignlab.train.fsdp import FullyShardedParallel
 from alignlab.train.parallel import Parallel, parallel_from_env
 from alignlab.train.process_group import agree_on_start, check_backends
 
@@ -83,3 +86,21 @@ def test_a_start_says_who_is_missing() -> None:
         agree_on_start(store, 0, 3, 0.1)
     with pytest.raises(RuntimeError, match=r"no word from rank 0"):
         agree_on_start(store, 2, 3, 0.1)
+
+
+def test_a_torch_that_cannot_shard_is_named_before_training(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    class Two(Parallel):
+        world = 2
+
+    model = torch.nn.Linear(1, 1)
+    optimizer = torch.optim.AdamW(model.parameters())
+    assert Parallel().load(tmp_path, model, optimizer) is None
+    monkeypatch.delattr("torch.distributed.checkpoint.HuggingFaceStorageWriter")
+    assert Parallel().load(tmp_path, model, optimizer) is None  # one process does without
+    with pytest.raises(TrainingError, match=r"sharded checkpoints need torch 2\.9 or newer, this is"):
+        Two().load(tmp_path, model, optimizer)
+    monkeypatch.delattr("torch.distributed.fsdp.FSDPModule.set_force_sum_reduction_for_comms")
+    alone = FullyShardedParallel.__new__(FullyShardedParallel)
+    alone.device = torch.device("cpu")
+    with pytest.raises(ConfigError, match=r"shards on the CPU need torch 2\.9 or newer, this is"):
+        alone.prepare(model, lambda model, batch: (model(batch["x"]).sum(), {}))

@@ -15,6 +15,7 @@ from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard
 from torch.distributed.tensor import DTensor
 
 from alignlab.core.config import require
+from alignlab.core.errors import ConfigError
 from alignlab.train.parallel import LossModule
 from alignlab.train.process_group import Ranks
 
@@ -56,6 +57,8 @@ class FullyShardedParallel(Ranks):
 
     def prepare(self, model: nn.Module, loss_fn: LossFn) -> nn.Module:
         """As `Parallel.prepare` says. A model on the CPU goes to the GPU block by block, each rank keeping its part."""
+        if self.device.type == "cpu" and not hasattr(FSDPModule, "set_force_sum_reduction_for_comms"):
+            raise ConfigError(f"shards on the CPU need torch 2.9 or newer, this is {torch.__version__}")
         compute = _Sharded(model, loss_fn)
         with torch.no_grad():
             for tensor in (*model.parameters(), *model.buffers()):

@@ -116,8 +116,11 @@ def load_newest(
     """What `Parallel.load` does, in one process or several.
 
     Raises:
-        TrainingError: the checkpoint is damaged, or of another model; then nothing has changed.
+        TrainingError: the checkpoint is damaged, or of another model, or this torch cannot write one of several
+            processes; then nothing has changed.
     """
+    if parallel.world > 1:
+        sharded_storage()  # what cannot be saved later must be known before hours of training
     saved = list_checkpoints(directory)
     newest = parallel.broadcast(str(saved[-1]) if saved else "")
     if not newest:
