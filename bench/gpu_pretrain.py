@@ -13,55 +13,17 @@ import argparse
 import statistics
 import time
 from collections.abc import Callable
-from itertools import pairwise
 
 import torch
+from gpt2_training import LAYERS, LENGTH, VOCABULARY, WIDTH, seconds_of_updates
 from torch import Tensor, nn
-
-LAYERS, WIDTH, HEADS, VOCABULARY, LENGTH = 12, 768, 12, 50304, 1024
-
-
-def ours(batch: int, updates: int) -> list[float]:
-    """Seconds of each update of `Trainer`, from one request for a batch to the next."""
-    from alignlab.lm.config import GPTConfig
-    from alignlab.lm.model import GPTModel
-    from alignlab.train.config import TrainConfig
-    from alignlab.train.language import language_model_loss
-    from alignlab.train.trainer import Trainer
-
-    config = GPTConfig(
-        vocab_size=VOCABULARY,
-        n_ctx=LENGTH,
-        d_model=WIDTH,
-        n_layers=LAYERS,
-        n_heads=HEADS,
-        d_mlp=4 * WIDTH,
-        positions="learned",
-        norm="layernorm",
-        activation="gelu_tanh",
-        gated_mlp=False,
-        architecture="gpt2",
-    )
-    model = GPTModel(config).cuda()
-    train = TrainConfig(
-        steps=updates, learning_rate=6e-4, beta2=0.95, weight_decay=0.1, precision="bf16", compile=True, log_every=10
-    )
-    moments: list[float] = []
-
-    def batch_at(index: int) -> dict[str, Tensor]:
-        moments.append(time.perf_counter())
-        tokens = torch.randint(0, 50257, (batch, LENGTH + 1), generator=torch.Generator().manual_seed(index % 4))
-        return {"tokens": tokens[:, :-1].contiguous(), "targets": tokens[:, 1:].contiguous()}
-
-    Trainer(model, language_model_loss, train).fit(batch_at)
-    return [b - a for a, b in pairwise(moments)]
 
 
 def peer(batch: int, updates: int) -> list[float]:
     """Seconds of each update of transformers' GPT-2, compiled, with fused AdamW and clipping."""
     from transformers import GPT2Config, GPT2LMHeadModel
 
-    config = GPT2Config(vocab_size=VOCABULARY, n_positions=LENGTH, n_embd=WIDTH, n_layer=LAYERS, n_head=HEADS)
+    config = GPT2Config(vocab_size=VOCABULARY, n_positions=LENGTH, n_embd=WIDTH, n_layer=LAYERS, n_head=WIDTH // 64)
     model = GPT2LMHeadModel(config).cuda()
     optimizer = torch.optim.AdamW(model.parameters(), lr=6e-4, betas=(0.9, 0.95), weight_decay=0.1, fused=True)
     forward: Callable[..., Tensor] = torch.compile(lambda x: model(x, labels=x, use_cache=False).loss)
@@ -91,7 +53,7 @@ def main() -> None:
     weights = 12 * LAYERS * WIDTH**2 + VOCABULARY * WIDTH
     flops = 6 * weights + 12 * LAYERS * WIDTH * LENGTH
     print(f"{torch.cuda.get_device_name()}, torch {torch.__version__}, batch {options.batch} x {LENGTH}")
-    for name, run in {"alignlab": ours, **({"transformers": peer} if options.peer else {})}.items():
+    for name, run in {"alignlab": seconds_of_updates, **({"transformers": peer} if options.peer else {})}.items():
         torch.cuda.empty_cache()
         torch.cuda.reset_peak_memory_stats()
         seconds = run(options.batch, options.updates)[options.updates // 3 :]

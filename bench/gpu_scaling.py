@@ -13,54 +13,21 @@ import argparse
 import statistics
 import subprocess
 import sys
-import time
-from itertools import pairwise
-
-VOCABULARY = 50304
 
 
 def measure(options: argparse.Namespace) -> None:
     """One process of a measurement; rank 0 prints tokens a second of all of them."""
     import torch
+    from gpt2_training import seconds_of_updates
 
-    from alignlab.lm.config import GPTConfig
-    from alignlab.lm.model import GPTModel
-    from alignlab.train.config import TrainConfig
-    from alignlab.train.language import language_model_loss
     from alignlab.train.parallel import parallel_from_env
-    from alignlab.train.trainer import Trainer
 
     torch.set_float32_matmul_precision("high")
     parallel = parallel_from_env(options.kind, precision="bf16")
-    config = GPTConfig(
-        vocab_size=VOCABULARY,
-        n_ctx=options.length,
-        d_model=options.width,
-        n_layers=options.layers,
-        n_heads=options.width // 64,
-        d_mlp=4 * options.width,
-        positions="learned",
-        norm="layernorm",
-        activation="gelu_tanh",
-        gated_mlp=False,
-        architecture="gpt2",
-    )
-    model = GPTModel(config)
-    if torch.cuda.is_available():
-        model.cuda()
-    train = TrainConfig(
-        steps=options.updates, learning_rate=6e-4, precision="bf16", compile=not options.no_compile, log_every=10
-    )
-    moments: list[float] = []
-
-    def batch_at(index: int) -> dict[str, torch.Tensor]:
-        moments.append(time.perf_counter())
-        generator = torch.Generator().manual_seed(4 * parallel.rank + index % 4)
-        tokens = torch.randint(0, 50257, (options.batch, options.length + 1), generator=generator)
-        return {"tokens": tokens[:, :-1].contiguous(), "targets": tokens[:, 1:].contiguous()}
-
-    Trainer(model, language_model_loss, train, parallel=parallel).fit(batch_at)
-    seconds = [b - a for a, b in pairwise(moments)][options.updates // 3 :]
+    shape = {"layers": options.layers, "width": options.width, "length": options.length}
+    compiled = not options.no_compile
+    seconds = seconds_of_updates(options.batch, options.updates, compiled=compiled, parallel=parallel, **shape)
+    seconds = seconds[options.updates // 3 :]
     if parallel.is_main:
         memory = torch.cuda.max_memory_allocated() / 2**30 if torch.cuda.is_available() else 0.0
         print("RESULT", parallel.world * options.batch * options.length / statistics.median(seconds), memory)

@@ -47,6 +47,11 @@ def main(argv: list[str] | None = None) -> int:
         return _dispatch(arguments)
     except AlignlabError as error:
         return _say(f"alignlab: {' '.join(str(error).split())}", 2)
+    except RuntimeError as error:
+        if type(error).__name__ != "OutOfMemoryError":  # torch's, which is not imported here
+            raise
+        advice = "lower the batch size or the length, take a smaller model, or --device cpu"
+        return _say(f"alignlab: the GPU is out of memory: {advice}. It said: {str(error).splitlines()[0]}", 2)
     except OSError as error:
         if isinstance(error, BrokenPipeError):
             # The reader of our output is gone (`alignlab runs list | head`); Python would complain once more at exit.

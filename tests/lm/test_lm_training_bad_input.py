@@ -247,7 +247,7 @@ def test_a_sequence_longer_than_the_text_or_the_context(
     arguments = ["pretrain", str(place.corpus), *FLAGS, "--length", "9000", "--run", str(tmp_path / "run")]
     assert_matches(r"a row of length 9000 needs 9001; lower the length or use more text", refusal(arguments, capsys))
     said = refusal(["eval-lm", "bad-input", str(place.corpus), "--window", "17"], capsys)
-    assert_matches("17 tokens, the model reads at most 16", said)
+    assert_matches("--window is 17, but .* reads at most 16 tokens; lower it", said)
     assert main(["eval-lm", "bad-input", str(place.corpus), "--window", "16"]) == 0
 
 
@@ -299,6 +299,21 @@ def test_a_gpu_out_of_memory_says_what_to_lower(
     assert_matches(words, said)
     assert Run.read(place.torn).state == "failed"
     assert_ends_as_if_nothing_had_happened(place)
+
+
+def test_out_of_memory_in_validation_and_in_evaluation(
+    place: Place, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    run = tmp_path / "run"
+    with monkeypatch.context() as patch:
+        patch.setattr(pretraining, "language_model_loss", out_of_memory(8))  # its last update is the eighth
+        said = refusal(["pretrain", str(place.corpus), *FLAGS, "--run", str(run)], capsys)
+    assert_matches("ran out of GPU memory at step 8: lower the batch size", said)
+    assert main(["pretrain", str(place.corpus), *FLAGS, "--run", str(run)]) == 0
+    with monkeypatch.context() as patch:
+        patch.setattr("alignlab.tasks.eval_lm_cli.measure", out_of_memory(0))
+        said = refusal(["eval-lm", "bad-input", str(place.corpus)], capsys)
+    assert_matches("the GPU is out of memory: lower the batch size or the length, .* 2.00 GiB.$", said)
 
 
 @pytest.mark.parametrize("spikes", [False, True])

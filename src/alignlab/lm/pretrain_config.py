@@ -66,8 +66,8 @@ class PretrainConfig:
     """Which weights to keep: the last, or (with train.ema_decay) their average."""
 
     def __post_init__(self) -> None:
-        for name in ("length", "batch_size"):
-            require(getattr(self, name) >= 1, name, getattr(self, name), "a positive whole number")
+        require(self.length >= 2, "length", self.length, "a whole number from 2")
+        require(self.batch_size >= 1, "batch_size", self.batch_size, "a positive whole number")
         for name in ("depth", "micro_batch", "validation_batches", "noise_scale_every", "statistics_every"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or a positive whole number")
         averages = self.weights == "last" or self.train.ema_decay > 0

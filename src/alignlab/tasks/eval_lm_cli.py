@@ -85,7 +85,12 @@ def measure(sampler: LocalSampler, texts: list[str], options: argparse.Namespace
     """What the command prints, by name; intervals as [low, high]."""
     from alignlab.tasks.language_modelling import score_windows
 
-    window = options.window or min(1024, sampler.lm.model.config.n_ctx)
+    longest = sampler.lm.model.config.n_ctx
+    if options.window and options.window > longest:
+        raise ConfigError(
+            f"--window is {options.window}, but {sampler.lm.name} reads at most {longest} tokens; lower it"
+        )
+    window = options.window or min(1024, longest)
     scores = score_windows(sampler, texts, window=window, progress=progress)
     loss = scores.interval("loss", seed=options.seed)
     bits = scores.interval("bits_per_byte", seed=options.seed)

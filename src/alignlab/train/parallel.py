@@ -36,6 +36,7 @@ if TYPE_CHECKING:
     from alignlab.train.trainer import Batch, LossFn, Metrics
 
 Kind = Literal["auto", "ddp", "fsdp"]
+Number = float | Tensor
 Check = Callable[[dict[str, Any], str], None]
 """Looks at a checkpoint's JSON part, and at where it lies, before anything is changed; raises if it is another's."""
 T = TypeVar("T")
@@ -61,6 +62,8 @@ class Parallel:
     """This process's number, from 0."""
     world: int = 1
     """How many processes train together."""
+    defers: bool = True
+    """Whether an update can be refused on the device, so that nobody has to wait for its numbers."""
     _log: Path | None = None
 
     @property
@@ -90,13 +93,14 @@ class Parallel:
         """Scale all gradients together to at most `max_norm` (inf: leave them); returns the norm they had."""
         return nn.utils.clip_grad_norm_(parameters, max_norm)
 
-    def mean(self, metrics: Metrics, weight: float) -> tuple[Metrics, float]:
+    def mean(self, metrics: Mapping[str, Number], weight: Number) -> tuple[dict[str, Number], Number]:
         """Metrics over all ranks, and what to divide the gradients by that were summed with weights adding to `weight`.
 
         Metrics are means over ranks weighted by each one's `weight`; `tokens` is their sum. The divisor accounts for
-        the averaging over ranks that the gradients have gone through already.
+        the averaging over ranks that the gradients have gone through already. Where a number is still on its way from
+        a device, so are the answers.
         """
-        return metrics, weight
+        return dict(metrics), weight
 
     def save(
         self,

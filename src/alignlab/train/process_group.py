@@ -22,11 +22,11 @@ from torch.distributed.tensor import DTensor
 
 from alignlab.core.config import require
 from alignlab.core.errors import ConfigError, RunError
-from alignlab.train.parallel import Check, Parallel
+from alignlab.train.parallel import Check, Number, Parallel
 from alignlab.train.sharded_checkpoint import load_newest, save_sharded
 
 if TYPE_CHECKING:
-    from alignlab.train.trainer import Metrics
+    pass
 
 T = TypeVar("T")
 
@@ -47,13 +47,20 @@ class Ranks(Parallel):
             _join(self.device, timeout_seconds)
         self.rank, self.world = dist.get_rank(), dist.get_world_size()
 
-    def mean(self, metrics: Metrics, weight: float) -> tuple[Metrics, float]:
-        """As `Parallel.mean` says, in one all-reduce of doubles on the host."""
+    def mean(self, metrics: Mapping[str, Number], weight: Number) -> tuple[dict[str, Number], Number]:
+        """As `Parallel.mean` says, in one all-reduce of doubles: on the host, or where some of them still are."""
         names = sorted(metrics)
         local = [weight, *(metrics[name] * (1.0 if name == "tokens" else weight) for name in names)]
-        sums = torch.tensor(local, dtype=torch.float64)
+        waiting = [value.device for value in local if isinstance(value, Tensor)]
+        if waiting:
+            # Filled in there: a copy from the host would wait for the device.
+            wide = [torch.full((), v, dtype=torch.float64, device=waiting[0]) if isinstance(v, float | int) else v
+                    for v in local]  # fmt: skip
+            sums = torch.stack([value.detach().double() for value in wide])
+        else:
+            sums = torch.tensor(local, dtype=torch.float64)
         dist.all_reduce(sums)
-        total, *rest = sums.tolist()
+        total, *rest = sums.unbind() if waiting else sums.tolist()
         summed = dict(zip(names, rest, strict=True))
         means = {name: summed[name] if name == "tokens" else summed[name] / total for name in metrics}
         return means, total / self.world

@@ -21,6 +21,7 @@ class Readout:
 
     def __init__(self, step: int, metrics: Mapping[str, float | Tensor]) -> None:
         self.step = step
+        self.local: Readout | None = None  # what this rank alone saw, where there are others
         self._known = {name: float(value) for name, value in metrics.items() if not isinstance(value, Tensor)}
         tensors = {name: value for name, value in metrics.items() if isinstance(value, Tensor)}
         self._names = list(tensors)

@@ -155,14 +155,15 @@ class Trainer:
             validates = self.validate is not None and (last or _due(step, config.validate_every))
             saves = last or _due(step, config.checkpoint_every)
             try:
-                self._update(step, batch_at, task)
-                if not self.updater.lazy or validates or saves:
-                    self._judge()
-                    if validates:
-                        self._validate()
-                    self._log(task)
-                if saves:
-                    self._save(step)
+                with memory_errors_explained(self.name, step, config):
+                    self._update(step, batch_at, task)
+                    if not self.updater.lazy or validates or saves:
+                        self._judge()
+                        if validates:
+                            self._validate()
+                        self._log(task)
+                    if saves:
+                        self._save(step)
             except LossSpike as spike:
                 back = self._rewind(spike)
                 task.advance(back - (config.steps - (task.total or 0)) - task.done)
@@ -180,17 +181,16 @@ class Trainer:
             min_lr_ratio=config.min_lr_ratio,
             decay_fraction=config.decay_fraction,
         )
-        with memory_errors_explained(self.name, step, config):
-            readout = updater.gradients(step, self.order.slot(step), rate, batch_at)
-            if updater.lazy:  # the numbers of the update before this one have arrived by now
-                self._judge()
-                self._log(task)
-                self.pending = readout
-                updater.step(readout)
-            else:
-                self.pending = readout
-                self._judge()
-                updater.step(readout)
+        readout = updater.gradients(step, self.order.slot(step), rate, batch_at)
+        if updater.lazy:  # the numbers of the update before this one have arrived by now
+            self._judge()
+            self._log(task)
+            self.pending = readout
+            updater.step(readout)
+        else:
+            self.pending = readout
+            self._judge()
+            updater.step(readout)
 
     def _judge(self) -> None:
         """Refuse the pending update if its numbers are not finite or its loss spikes."""
@@ -209,6 +209,8 @@ class Trainer:
         if self.pending is None:
             return
         step, metrics = self.pending.step, self.pending.read()
+        if self.pending.local is not None:
+            self.parallel.log_local(step, self.pending.local.read())
         self.pending = None
         self.spikes.accept(metrics["loss"])
         if step == self.config.steps or step % self.config.log_every == 0:

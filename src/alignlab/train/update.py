@@ -34,7 +34,7 @@ Numbers = dict[str, float | Tensor]
 class Updater:
     """Model, loss, optimiser and what goes with them: loss scale, average of the weights, observers.
 
-    On one GPU without observers nothing here waits for the device (`lazy`): metrics stay tensors, and an update whose
+    On GPUs without observers nothing here waits for the device (`lazy`): metrics stay tensors, and an update whose
     numbers are not finite is left out on the device itself.
     """
 
@@ -56,7 +56,7 @@ class Updater:
         self.optimizer = make_optimizer(model, config, scales)
         self.scale = LossScale(self.device) if config.precision == "fp16" else None
         self.average = WeightAverage(self.parameters, config.ema_decay) if config.ema_decay else None
-        self.lazy = self.device.type == "cuda" and parallel.world == 1 and not observers
+        self.lazy = self.device.type == "cuda" and parallel.defers and not observers
         self._view: UpdateView | None = None
         self._overflowed: Tensor | None = None
 
@@ -83,13 +83,15 @@ class Updater:
                 norms.append(square)
                 tokens.append(size)
                 self._set_aside(total, last)
-        metrics = self._finish(step, parts)
+        metrics, local = self._finish(parts)
         self._view = UpdateView(self.model, self.parameters, step, rate, norms, tokens)
         seen, norm = self._clip()
         self._overflowed = norm.isfinite().logical_not()
         if self.lazy and isinstance(metrics["loss"], Tensor):
             self._overflowed |= metrics["loss"].isfinite().logical_not()
         readout = Readout(step, {**metrics, "grad_norm": self._number(norm), "learning_rate": rate})
+        if local is not None:
+            readout.local = Readout(step, local)
         for report in seen:
             readout.add(report)
         return readout
@@ -155,20 +157,21 @@ class Updater:
             raise TrainingError(f"{self.name}/tokens is {weight:g} at step {step}; a batch must have some to learn")
         return weight
 
-    def _finish(self, step: int, parts: list[Numbers]) -> Numbers:
-        """Metrics of the whole update; gradients divided by what their sum was weighted with."""
+    def _finish(self, parts: list[Numbers]) -> tuple[Numbers, Numbers | None]:
+        """Metrics of the update and of this rank's part; gradients divided by what their sum was weighted with."""
         metrics, total = mean_of(parts)
-        if self.parallel.world > 1:
-            local = {key: float(value) for key, value in metrics.items()}
-            self.parallel.log_local(step, local)
-            weight = local.get("tokens", float(len(parts)))
-            metrics, total = self.parallel.mean(local, weight)  # type: ignore[assignment]
+        local = metrics if self.parallel.world > 1 else None
+        if local is not None:
+            metrics, total = self.parallel.mean(local, local.get("tokens", float(len(parts))))
         if self.scale is not None:
             total = total * self.scale.value
             metrics["loss_scale"] = self._number(self.scale.value)
-        if isinstance(total, Tensor) or total != 1.0:
-            torch._foreach_div_([p.grad for p in self.parameters.values() if p.grad is not None], total)
-        return metrics
+        gradients = [p.grad for p in self.parameters.values() if p.grad is not None]
+        if isinstance(total, Tensor):
+            torch._foreach_div_(gradients, total.to(gradients[0].dtype))  # of another type it would go one by one
+        elif total != 1.0:
+            torch._foreach_div_(gradients, total)
+        return metrics, local
 
     def _clip(self) -> tuple[list[Metrics], Tensor]:
         """Let observers see the gradients (unless they overflowed), then clip them; returns the norm they had."""
@@ -190,7 +193,7 @@ class Updater:
             divisor = 1.0  # the loss was not weighted
         if self.scale is not None:
             divisor *= float(self.scale.value)
-        return (norm / divisor) ** 2, means["tokens"] if "tokens" in local else 1.0
+        return (norm / float(divisor)) ** 2, float(means["tokens"]) if "tokens" in local else 1.0
 
     def _set_aside(self, total: list[Tensor | None], last: bool) -> None:
         """Move the gradients at hand into `total`, added up as autograd would have; put the sum back after the last."""
