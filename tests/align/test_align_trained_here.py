@@ -16,19 +16,20 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from alignlab.__main__ import main
 from alignlab.align.config import AlignConfig
 from alignlab.align.constitution import Constitution
+from alignlab.align.critique import CRITIQUE, REVISION, Critique, critique_prompts, revision_prompts
 from alignlab.align.feedback import ContrastFeedback
 from alignlab.align.fitting import fit_to_model, heldout, tokens_needed
 from alignlab.core.errors import DataError, ModelError
 from alignlab.core.progress import Progress
 from alignlab.core.runs import Run
-from alignlab.data.prompts import PromptRecord, load_prompts
+from alignlab.data.prompts import PromptRecord, heldout_text, load_prompts
 from alignlab.lm.config import GPTConfig
 from alignlab.lm.language_model import LanguageModel, load
 from alignlab.lm.local import LocalSampler
 from alignlab.lm.model import GPTModel
 from alignlab.lm.native import export_model
 from alignlab.lm.tokenizer import Tokenizer
-from alignlab.lm.tokenizer_training import byte_vocabulary, character_vocabulary
+from alignlab.lm.tokenizer_training import CHATML, byte_vocabulary, character_vocabulary
 from alignlab.lm.types import SamplingParams
 
 SHAPE = ["--model.d-model", "32", "--model.n-layers", "2", "--model.n-heads", "2", "--model.d-mlp", "48"]
@@ -163,6 +164,40 @@ def test_a_short_context_sees_as_many_as_fit(prompts: Prompts, capsys: pytest.Ca
         counts.append(kept)
     assert counts == sorted(counts)
     assert counts[0] < counts[-1]
+
+
+def test_room_is_made_for_everything_that_is_written(prompts: Prompts) -> None:
+    """With one token a byte the lengths can be had from real prompts with texts of the longest kind in them."""
+    whole, asked = Constitution.load(), "How?"
+    rules = [rule for rule in whole.principles if rule.category == "harmlessness"]
+    rule = max(rules, key=lambda r: len(r.critique_request))
+    lm = model_of(8192, byte_vocabulary())
+
+    def length(conversation: Any) -> int:
+        return len(lm.tokenizer.encode_prompt(conversation))
+
+    answer, critique, revision = "a" * 8, "c" * CRITIQUE.max_tokens, "r" * REVISION.max_tokens
+    turn = {"role": "user", "content": asked}
+    assert list(tokens_needed(whole, lm, CONFIG, asked)) == [
+        length([turn]) + len(answer),
+        length(critique_prompts(whole, [asked], [answer], [rule])[0]) + len(critique),
+        length(revision_prompts(whole, [asked], [answer], [Critique(rule.id, critique)])[0]) + len(revision),
+        *(length([*c, turn]) + len(revision) for c in ContrastFeedback(LocalSampler(lm), whole).contexts),
+    ]
+
+
+def test_a_character_that_only_a_held_out_text_has_is_missed_at_once(prompts: Prompts) -> None:
+    """The last measurement would meet it first, after everything else."""
+    everything = "".join(map(chr, range(32, 127))) + "\n" + "".join(heldout_text()) + CHATML
+    for records in (load_prompts(name, part) for name in prompts for part in ("train", "heldout")):  # type: ignore[arg-type]
+        everything += "".join(record.prompt + (record.reference or "") for record in records)
+    for name in ("default.yaml", "fewshot.yaml"):
+        everything += files("alignlab.align").joinpath("constitutions").joinpath(name).read_text()
+    fit_to_model(Constitution.load(), model_of(8192, character_vocabulary([everything])), CONFIG, prompts, Progress())
+    poorer = character_vocabulary([everything.replace("Z", "z")])
+    assert "Z" in "".join(heldout_text())
+    with pytest.raises(DataError, match="the character 'Z'"):
+        fit_to_model(Constitution.load(), model_of(8192, poorer), CONFIG, prompts, Progress.silent())
 
 
 def without_template(tokenizer: Tokenizer) -> Tokenizer:

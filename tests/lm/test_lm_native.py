@@ -207,6 +207,13 @@ def test_what_is_wrong_is_named(
     assert str(tmp_path) in str(caught.value)
 
 
+def test_what_families_are_known_to_store_is_refused_too(tmp_path: Path, byte_tokenizer: Tokenizer) -> None:
+    export_native(make(HOMELESS["no-positions"], byte_tokenizer), tmp_path)
+    edit_tensors(lambda tensors: tensors.update({"lm_head.weight": torch.ones(300, 32)}))(tmp_path)
+    with pytest.raises(ModelError, match=r"tensor 'lm_head\.weight' has no place in the model that its config"):
+        load_native(tmp_path)
+
+
 def test_a_new_field_of_the_configuration_makes_a_new_version() -> None:
     """Version 1 has these fields. One that is added needs a line in `ADDED_IN` and a higher `VERSION`."""
     first = {
@@ -230,7 +237,9 @@ def test_fields_of_later_versions_take_their_defaults(monkeypatch: pytest.Monkey
         config_from_native(raw | {"format_version": 2})
 
 
-@pytest.mark.parametrize("choices", [HOMELESS["alibi-solu"], GPT2 | {"positions": "learned"}, GPT2])
+@pytest.mark.parametrize(
+    "choices", [HOMELESS["alibi-solu"], HOMELESS["no-positions"], GPT2 | {"positions": "learned"}, GPT2]
+)
 @torch.no_grad()
 def test_adapters_that_peft_has_no_place_for(
     choices: dict[str, Any], tmp_path: Path, byte_tokenizer: Tokenizer
