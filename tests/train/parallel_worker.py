@@ -82,6 +82,12 @@ def train(
         local = {"loss": loss_sum / total, "tokens": total}
         parallel.log_local(step, local)
         means, divisor = parallel.mean(local, total)
+        waiting = {"loss": torch.tensor(local["loss"], device=device), "tokens": total}
+        late, late_divisor = parallel.mean(waiting, total)  # as an update gives them whose loss nobody has read yet
+        assert isinstance(late["loss"], torch.Tensor)
+        assert isinstance(late_divisor, torch.Tensor) == (parallel.world > 1)
+        assert abs(float(late["loss"]) - means["loss"]) < 1e-6
+        assert (float(late["tokens"]), float(late_divisor)) == (means["tokens"], divisor)
         torch._foreach_div_([p.grad for p in parameters.values()], divisor)
         norm = parallel.clip(parameters.values(), CLIP)
         optimizer.step()

@@ -118,13 +118,14 @@ class LoRALinear(nn.Module):
         alike = [layer for layer in layers if isinstance(layer, LoRALinear) and layer._is_plain()]
         if len(alike) < len(layers) or any(layer.config != alike[0].config for layer in alike):
             return None
-        biases = [layer.base.bias for layer in alike if isinstance(layer.base.bias, Tensor)]
+        biases: list[Tensor] = [layer.base.bias for layer in alike if isinstance(layer.base.bias, Tensor)]
         if biases and len(biases) < len(alike):
             return None
+        frozen: list[Tensor] = [layer.base.weight for layer in alike]
         adapters: list[Tensor] = [layer.lora_A for layer in alike]
         together = add_low_rank(
             x,
-            torch.cat([layer.base.weight for layer in alike]),
+            torch.cat(frozen),
             torch.cat(biases) if biases else None,
             torch.cat(adapters),
             torch.block_diag(*(layer.lora_B for layer in alike)),

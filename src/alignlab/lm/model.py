@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 import torch.nn.functional as F
 from jaxtyping import Bool, Float, Int
@@ -132,9 +134,8 @@ class GPTModel(nn.Module):
         """What the full (False) and the windowed (True) layers of this pass share."""
         safe = positions.clamp(min=0)
         watched = bool(self.taps) and any(name.endswith(("attn_scores", "pattern")) for name in self.taps)
-        rates = {"dropout": self.config.dropout, "attn_dropout": self.config.attn_dropout} if drops else {}
-        thins = bool(rates.get("attn_dropout"))
-        flexible = cache is None and not thins and not watched and uses_flex(self.config, positions.device)
+        plain = Extra(dropout=self.config.dropout, attn_dropout=self.config.attn_dropout) if drops else Extra()
+        flexible = cache is None and not plain.attn_dropout and not watched and uses_flex(self.config, positions.device)
         found = {}
         for windowed in {self.config.is_windowed(layer) for layer in range(self.config.n_layers)}:
             window = self.config.window if windowed else None
@@ -144,13 +145,13 @@ class GPTModel(nn.Module):
             if self.config.positions == "rotary":
                 table = self.rotary_local if windowed else self.rotary
                 rotation = table(safe, length, dtype)
-            mask, extra = None, Extra(**rates) if any(rates.values()) else None
+            mask, extra = None, plain if plain.dropout or plain.attn_dropout else None
             if flexible:
                 slopes = None if self.alibi is None else self.alibi.slopes(positions.device)
                 width, device = positions.shape[1], positions.device
-                extra = Extra(flex=flex_plan(self.config, width, window, segments, slopes, device), **rates)
+                extra = replace(plain, flex=flex_plan(self.config, width, window, segments, slopes, device))
             elif self.alibi is not None:
-                extra = Extra(bias=self.bias(positions, cache, segments, window, dtype), **rates)
+                extra = replace(plain, bias=self.bias(positions, cache, segments, window, dtype))
             else:
                 mask = self.mask(positions, cache, segments, window)
             found[windowed] = Context(mask, rotation, cache, extra)
