@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, get_args
+from typing import TYPE_CHECKING, Literal, get_args
 
 from alignlab.core.config import require
+
+if TYPE_CHECKING:
+    from alignlab.train.config import TrainConfig
 
 Schedule = Literal["cosine", "linear", "constant", "wsd", "inverse_sqrt"]
 
@@ -53,3 +56,16 @@ def learning_rate_at(
         t = min(1.0, (step - warmup_steps) / max(1, steps - warmup_steps))
         left = (1.0 + math.cos(math.pi * t)) / 2 if schedule == "cosine" else 1.0 - t
     return peak * (min_lr_ratio + (1.0 - min_lr_ratio) * left)
+
+
+def scheduled_rate(config: TrainConfig, step: int) -> float:
+    """The learning rate of update `step`, which counts from 1."""
+    return learning_rate_at(
+        step - 1,
+        peak=config.learning_rate,
+        steps=config.steps,
+        warmup_steps=config.warmup_steps,
+        schedule=config.schedule,
+        min_lr_ratio=config.min_lr_ratio,
+        decay_fraction=config.decay_fraction,
+    )

@@ -34,7 +34,7 @@ from alignlab.train.observer import Metrics, Observer, load_observer_states, obs
 from alignlab.train.parallel import Parallel
 from alignlab.train.readout import Readout
 from alignlab.train.resume import fingerprint, refuse_another
-from alignlab.train.schedule import learning_rate_at
+from alignlab.train.schedule import scheduled_rate
 from alignlab.train.spikes import DataOrder, LossSpike, SpikeDetector, judge, steps_to_skip
 from alignlab.train.update import Updater
 
@@ -172,25 +172,15 @@ class Trainer:
     def _update(self, step: int, batch_at: Callable[[int], Batch], task: ProgressTask) -> None:
         """One optimiser step; `step` counts from 1."""
         config, updater = self.config, self.updater
-        rate = learning_rate_at(
-            step - 1,
-            peak=config.learning_rate,
-            steps=config.steps,
-            warmup_steps=config.warmup_steps,
-            schedule=config.schedule,
-            min_lr_ratio=config.min_lr_ratio,
-            decay_fraction=config.decay_fraction,
-        )
-        readout = updater.gradients(step, self.order.slot(step), rate, batch_at)
+        readout = updater.gradients(step, self.order.slot(step), scheduled_rate(config, step), batch_at)
         if updater.lazy:  # the numbers of the update before this one have arrived by now
             self._judge()
             self._log(task)
             self.pending = readout
-            updater.step(readout)
         else:
             self.pending = readout
             self._judge()
-            updater.step(readout)
+        updater.step(readout)
 
     def _judge(self) -> None:
         """Refuse the pending update if its numbers are not finite or its loss spikes."""
