@@ -12,8 +12,8 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +31,7 @@ from alignlab.train.language import language_model_loss
 from alignlab.train.optim import make_adamw, trainable_parameters
 from alignlab.train.parallel import Parallel, parallel_from_env
 from alignlab.train.trainer import Trainer
+from alignlab.train.update import Updater
 
 CONFIG = GPTConfig(vocab_size=37, n_ctx=16, d_model=24, n_layers=2, n_heads=2, d_mlp=41, norm="layernorm")
 ROWS, LENGTH, ACCUMULATE, STEPS, SAVED_AT = 4, 12, 2, 6, 3
@@ -171,6 +172,23 @@ def through_trainer(parallel: Parallel, optimizer: str, directory: Path | None =
     return trainer.history
 
 
+@contextmanager
+def read_late() -> Iterator[None]:
+    """Inside, updates run as on a GPU: nobody waits for their numbers, which stay tensors until the next one runs."""
+    make, number = Updater.__init__, Updater._number
+
+    def make_lazy(self: Updater, *args: Any, **options: Any) -> None:
+        make(self, *args, **options)
+        self.lazy = True
+
+    try:
+        Updater.__init__ = make_lazy  # type: ignore[method-assign]
+        Updater._number = lambda self, value: number(self, torch.as_tensor(value))  # type: ignore[method-assign]
+        yield
+    finally:
+        Updater.__init__, Updater._number = make, number  # type: ignore[method-assign]
+
+
 def refusal(action: Callable[[], object]) -> str:
     try:
         action()
@@ -225,6 +243,8 @@ def trainer(directory: Path) -> dict[str, Any]:
         parallel = parallel_from_env(kind)  # type: ignore[arg-type]
         for optimizer in ("adamw", "muon"):
             result[f"{kind} {optimizer}"] = through_trainer(parallel, optimizer)
+            with read_late():
+                result[f"{kind} {optimizer} read late"] = through_trainer(parallel, optimizer)
         through_trainer(parallel, "adamw", directory / kind, steps=3)  # interrupted after the checkpoint of step 2
         result[f"{kind} continued"] = through_trainer(parallel, "adamw", directory / kind)
     dist.destroy_process_group()

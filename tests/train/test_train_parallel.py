@@ -218,6 +218,7 @@ def test_the_trainer_gives_the_curve_of_one_process_and_goes_on_after_an_interru
             assert_same_curve(rank[f"{kind} continued"], expected["adamw"])
             for optimizer, curve in expected.items():
                 assert_same_curve(rank[f"{kind} {optimizer}"], curve)
+                assert_same_curve(rank[f"{kind} {optimizer} read late"], curve)
 
 
 # One process

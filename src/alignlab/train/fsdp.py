@@ -38,8 +38,6 @@ class FullyShardedParallel(Ranks):
     block at a time. False keeps it in between; a number gathers from that many neighbouring ranks only.
     """
 
-    defers = False  # the fused AdamW has not been tried with a refusal for sharded parameters
-
     def __init__(
         self,
         *,

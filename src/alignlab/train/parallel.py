@@ -62,8 +62,6 @@ class Parallel:
     """This process's number, from 0."""
     world: int = 1
     """How many processes train together."""
-    defers: bool = True
-    """Whether an update can be refused on the device, so that nobody has to wait for its numbers."""
     _log: Path | None = None
 
     @property

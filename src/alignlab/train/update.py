@@ -56,7 +56,7 @@ class Updater:
         self.optimizer = make_optimizer(model, config, scales)
         self.scale = LossScale(self.device) if config.precision == "fp16" else None
         self.average = WeightAverage(self.parameters, config.ema_decay) if config.ema_decay else None
-        self.lazy = self.device.type == "cuda" and parallel.defers and not observers
+        self.lazy = self.device.type == "cuda" and not observers
         self._view: UpdateView | None = None
         self._overflowed: Tensor | None = None
 
