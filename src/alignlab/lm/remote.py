@@ -1,56 +1,27 @@
-"""`RemoteSampler`: any server that speaks the OpenAI completions API, as a `Sampler`."""
+"""`RemoteSampler`: any server that speaks the OpenAI completions API, as a `Sampler`: the way beyond one machine."""
 
 from __future__ import annotations
 
-import json
 import os
-import random
-import time
-import urllib.error
-import urllib.parse
-import urllib.request
-from collections.abc import Callable, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
-from email.message import Message as Headers
-from typing import IO, Any, TypeVar
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, wait
+from typing import Any, TypeVar
 
-import torch
 from torch import Tensor
 
 from alignlab.core.errors import SamplerError
+from alignlab.lm.remote_limits import RemoteLimits, RemoteOptions, Stopped
+from alignlab.lm.remote_request import completions_in, repeat_seed, rough_tokens, sampling_fields
+from alignlab.lm.remote_scores import scores_in
+from alignlab.lm.remote_transport import EndpointError, Transport
+from alignlab.lm.remote_usage import Price, UsageMeter
 from alignlab.lm.tokenizer import Tokenizer
-from alignlab.lm.types import Completion, Prompt, SamplingParams
+from alignlab.lm.types import Completion, GenerationError, Prompt, SamplingParams
 
-MAX_REPLY_BYTES = 64 * 2**20
-_RETRIED = frozenset({408, 409, 425, 429, 500, 502, 503, 504, 529})
+__all__ = ["Price", "RemoteLimits", "RemoteOptions", "RemoteSampler", "UsageMeter"]
 
 T = TypeVar("T")
-
-
-@dataclass(frozen=True)
-class RemoteLimits:
-    """How patiently an endpoint is asked."""
-
-    concurrency: int = 8
-    """Requests in flight at once."""
-    timeout: float = 120.0
-    """Seconds for one request."""
-    retries: int = 5
-    """Further attempts after a refusal that may pass (429, 5xx) or a broken connection."""
-    first_wait: float = 0.5
-    """Seconds before the second attempt; doubled each time up to `longest_wait`, with jitter."""
-    longest_wait: float = 30.0
-    """Longest pause, also where the server asks for a longer one."""
-
-
-class _NoRedirect(urllib.request.HTTPRedirectHandler):
-    """A redirect would carry the key to another host."""
-
-    def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Headers, newurl: str
-    ) -> None:
-        return None
 
 
 class RemoteSampler:
@@ -58,8 +29,12 @@ class RemoteSampler:
 
     Conversations go to `/chat/completions`, raw text to `/completions`. The key is `api_key`, else $ALIGNLAB_API_KEY,
     else $OPENAI_API_KEY. With a `tokenizer`, conversations can be scored too: it renders them to text. Completions
-    carry no token ids, and log-probabilities only where the server volunteers them.
-    Raises `SamplerError` when the endpoint refuses, keeps failing, or answers something else than completions.
+    carry token ids and log-probabilities only where the server volunteers them. A prompt given several times in one
+    call gets another seed each time. `usage` adds up tokens and cost.
+
+    One request that fails does not stop the others: `generate_each` and `logprobs_each` return its `SamplerError` in
+    its place. `generate` raises when all are done, a `GenerationError` that holds what the others got. Only what every
+    request would meet (a wrong key, an unknown model, a server that is not there) ends the call at once.
     """
 
     def __init__(
@@ -70,156 +45,144 @@ class RemoteSampler:
         api_key: str | None = None,
         tokenizer: Tokenizer | None = None,
         limits: RemoteLimits | None = None,
+        options: RemoteOptions | None = None,
+        usage: UsageMeter | None = None,
     ) -> None:
-        if urllib.parse.urlsplit(base_url).scheme not in ("http", "https"):
-            raise SamplerError(
-                f"endpoint {base_url!r} is not a web address, expected for example http://localhost:8000/v1"
-            )
-        self.base_url, self.model, self.tokenizer = base_url.rstrip("/"), model, tokenizer
-        self.limits = limits or RemoteLimits()
-        self._key = api_key or os.environ.get("ALIGNLAB_API_KEY") or os.environ.get("OPENAI_API_KEY")
-        self._open = urllib.request.build_opener(_NoRedirect()).open
+        self.model, self.tokenizer = model, tokenizer
+        self.limits, self.options = limits or RemoteLimits(), options or RemoteOptions()
+        self.usage = usage or UsageMeter()
+        if self.options.token_prompts and tokenizer is None:
+            raise SamplerError("token_prompts needs `tokenizer`: the one of the model that the server runs")
+        key = api_key or os.environ.get("ALIGNLAB_API_KEY") or os.environ.get("OPENAI_API_KEY")
+        self._transport = Transport(base_url, key, self.limits, self.usage)
+        self.base_url = self._transport.base_url
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> list[Completion]:
-        """One completion for each prompt, in order, `limits.concurrency` at a time."""
-        return self._each(lambda prompt: self._complete(prompt, sampling), prompts)
+        """`sampling.n` completions for each prompt, in order, `limits.concurrency` requests at a time."""
+        n, errors = sampling.n, dict[int, str]()
+        completions: list[Completion | None] = []
+        for i, outcome in enumerate(self.generate_each(prompts, sampling)):
+            if isinstance(outcome, SamplerError):
+                errors |= {i * n + answer: str(outcome) for answer in range(n)}
+                completions += [None] * n
+            else:
+                completions += outcome
+        if errors:
+            raise GenerationError(errors, completions, n=n)
+        return [completion for completion in completions if completion is not None]
+
+    def generate_each(
+        self, prompts: Sequence[Prompt], sampling: SamplingParams
+    ) -> list[list[Completion] | SamplerError]:
+        """For each prompt its `sampling.n` completions, or what went wrong with it."""
+        jobs, seen = [], dict[str, int]()
+        for prompt in prompts:
+            repeat = seen.get(repr(prompt), 0)
+            seen[repr(prompt)] = repeat + 1
+            jobs.append((prompt, repeat))
+        return self._each(lambda job, stop: self._complete(job[0], job[1], sampling, stop), jobs)
+
+    def stream(self, prompt: Prompt, sampling: SamplingParams) -> Iterator[str]:
+        """The text of one completion, piece by piece as it comes.
+
+        Raises `SamplerError` when the stream is cut, falls silent for `limits.timeout` seconds, or holds garbage.
+        """
+        path, request = self._request(prompt, sampling, n=1, seed=sampling.seed)
+        try:
+            yield from self._transport.stream(path, request, tokens=self._tokens(request, sampling.max_tokens))
+        finally:
+            self.usage.write()
 
     def logprobs(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Tensor]:
         """Log-probabilities of the completions' tokens, where the server supports `echo` with `logprobs`."""
+        scored = self.logprobs_each(prompts, completions)
+        for i, outcome in enumerate(scored):
+            if isinstance(outcome, SamplerError):
+                raise SamplerError(f"prompt {i}: {outcome}") from outcome
+        return [outcome for outcome in scored if not isinstance(outcome, SamplerError)]
+
+    def logprobs_each(self, prompts: Sequence[Prompt], completions: Sequence[str]) -> list[Tensor | SamplerError]:
+        """The same, with an error in the place of a pair that could not be scored."""
         if len(prompts) != len(completions):
             raise SamplerError(f"{len(prompts)} prompts and {len(completions)} completions do not pair up")
-        return self._each(lambda pair: self._score(*pair), list(zip(prompts, completions, strict=True)))
+        pairs = list(zip(prompts, completions, strict=True))
+        return self._each(lambda pair, stop: self._score(pair[0], pair[1], stop), pairs)
 
-    def _each(self, work: Callable[[Any], T], items: Sequence[Any]) -> list[T]:
-        with ThreadPoolExecutor(max_workers=max(1, min(self.limits.concurrency, len(items)))) as pool:
+    def _each(self, work: Callable[[Any, threading.Event], T], items: Sequence[Any]) -> list[T | SamplerError]:
+        """`work` on every item at once, as far as `concurrency` goes; what one raises stands in its place."""
+        if not items:
+            return []
+        stop = threading.Event()
+        with ThreadPoolExecutor(max_workers=min(self.limits.concurrency, len(items))) as pool:
+            tasks = [pool.submit(_guarded, work, item, stop) for item in items]
             try:
-                return list(pool.map(work, items))
+                wait(tasks)
             except BaseException:
+                stop.set()
                 pool.shutdown(wait=False, cancel_futures=True)
                 raise
+        self.usage.write()
+        found = [task.result() for task in tasks]
+        cause = next((f for f in found if isinstance(f, EndpointError) and f.fatal), None)
+        return [SamplerError(f"not asked, because of another: {cause}") if f is None else f for f in found]
 
-    def _complete(self, prompt: Prompt, sampling: SamplingParams) -> Completion:
-        request: dict[str, Any] = {
-            "model": self.model,
-            "max_tokens": sampling.max_tokens,
-            "temperature": sampling.temperature,
-            "top_p": sampling.top_p,
-            "seed": sampling.seed,
-        }
-        if sampling.stop:
-            request["stop"] = list(sampling.stop)
-        # Extensions of open servers; a server that does not know them is only told when they matter.
-        extras = {"top_k": (sampling.top_k, 0), "min_p": (sampling.min_p, 0.0)}
-        extras["repetition_penalty"] = (sampling.repetition_penalty, 1.0)
-        request |= {name: value for name, (value, off) in extras.items() if value != off}
-        if isinstance(prompt, str):
-            reply = self._post("/completions", request | {"prompt": prompt})
+    def _complete(
+        self, prompt: Prompt, repeat: int, sampling: SamplingParams, stop: threading.Event
+    ) -> list[Completion]:
+        together = self.options.n_in_one
+        send = self._transport.collect if self.options.streamed else self._transport.post
+        answers: list[Completion] = []
+        for answer in range(1 if together else sampling.n):
+            n = sampling.n if together else 1
+            path, request = self._request(prompt, sampling, n=n, seed=repeat_seed(sampling.seed, repeat, answer))
+            reply = send(path, request, tokens=self._tokens(request, n * sampling.max_tokens), stop=stop)
+            answers += completions_in(reply, n, self.base_url)
+        return answers
+
+    def _request(self, prompt: Prompt, sampling: SamplingParams, *, n: int, seed: int) -> tuple[str, dict[str, Any]]:
+        request = {"model": self.model, **sampling_fields(sampling, self.options.dialect, n=n, seed=seed)}
+        if self.options.token_prompts and self.tokenizer is not None:
+            path, request["prompt"] = "/completions", self.tokenizer.encode_prompt(prompt)
+        elif isinstance(prompt, str):
+            path, request["prompt"] = "/completions", prompt
         else:
-            reply = self._post("/chat/completions", request | {"messages": prompt})
-        choice = _first_choice(reply)
-        text = choice.get("text") if isinstance(prompt, str) else (choice.get("message") or {}).get("content")
-        if text is not None and not isinstance(text, str):
-            raise SamplerError(f"{self.base_url}: the completion is {type(text).__name__} instead of text")
-        usage = reply.get("usage")
-        return Completion(
-            text=text or "",
-            tokens=(),
-            logprobs=tuple(_volunteered(choice)),
-            finish_reason="length" if choice.get("finish_reason") == "length" else "stop",
-            prompt_tokens=int(usage.get("prompt_tokens") or 0) if isinstance(usage, dict) else 0,
-        )
+            path, request["messages"] = "/chat/completions", prompt
+        if self.options.ask_logprobs:
+            request["logprobs"] = True if "messages" in request else 1
+        return path, request | self.options.extra
 
-    def _score(self, prompt: Prompt, completion: str) -> Tensor:
-        if not isinstance(prompt, str):
-            if self.tokenizer is None:
-                raise SamplerError("scoring a conversation at an endpoint needs `tokenizer`, which renders it to text")
-            prompt = self.tokenizer.render_chat(prompt)
-        request = {"model": self.model, "prompt": prompt + completion, "max_tokens": 1, "echo": True, "logprobs": 1}
-        scores = _first_choice(self._post("/completions", request | {"temperature": 0})).get("logprobs") or {}
-        try:
-            pairs = list(zip(scores["text_offset"], scores["token_logprobs"], scores["tokens"], strict=True))
-            # One token more was generated than asked about; the first of the completion may begin inside the prompt.
-            start, end = len(prompt), len(prompt) + len(completion)
-            picked = [value for at, value, text in pairs if at < end and at + len(text) > start]
-            return torch.tensor([float(value) for value in picked], dtype=torch.float32)
-        except (TypeError, KeyError, ValueError):
-            raise SamplerError(
-                f"{self.base_url} does not return log-probabilities of a prompt (`echo` with `logprobs`); "
-                "score with a local model instead"
-            ) from None
+    def _tokens(self, request: dict[str, Any], new: int) -> int:
+        prompt = request.get("messages") or request.get("prompt") or ""
+        if isinstance(prompt, str) and self.tokenizer is not None and self.limits.tokens_per_minute:
+            return len(self.tokenizer.encode(prompt)) + new
+        return rough_tokens(prompt, new)
 
-    def _post(self, path: str, body: dict[str, Any]) -> dict[str, Any]:
-        headers = {"Content-Type": "application/json", "User-Agent": "alignlab"}
-        if self._key:
-            headers["Authorization"] = f"Bearer {self._key}"
-        url, data = self.base_url + path, json.dumps(body).encode()
-        problem = ""
-        for attempt in range(self.limits.retries + 1):
-            request = urllib.request.Request(url, data, headers)
-            asked = 0.0
-            try:
-                with self._open(request, timeout=self.limits.timeout) as reply:
-                    return self._parse(url, reply.read(MAX_REPLY_BYTES + 1))
-            except urllib.error.HTTPError as error:
-                with error:
-                    problem = f"answered {error.code}: {_reason(error)}"
-                if error.code not in _RETRIED:
-                    break
-                asked = _seconds(error.headers.get("Retry-After"))
-            except OSError as error:  # refused, reset, unresolved, timed out
-                problem = f"cannot be reached: {getattr(error, 'reason', None) or error}"
-            if attempt < self.limits.retries:
-                time.sleep(self._pause(attempt, asked))
-        raise SamplerError(f"{url} {problem}")
-
-    def _pause(self, attempt: int, asked: float) -> float:
-        wait = self.limits.first_wait * 2**attempt
-        # The jitter spreads retries of parallel requests; it never touches a result.
-        return min(max(wait, asked), self.limits.longest_wait) * random.uniform(0.75, 1.0)
-
-    def _parse(self, url: str, raw: bytes) -> dict[str, Any]:
-        if len(raw) > MAX_REPLY_BYTES:
-            raise SamplerError(f"{url}: the reply is longer than {MAX_REPLY_BYTES} bytes")
-        try:
-            reply = json.loads(raw)
-        except (ValueError, RecursionError):
-            raise SamplerError(f"{url}: the reply is not JSON: {raw[:100]!r}") from None
-        if not isinstance(reply, dict):
-            raise SamplerError(f"{url}: the reply is a JSON {type(reply).__name__} instead of an object")
-        return reply
+    def _score(self, prompt: Prompt, completion: str, stop: threading.Event) -> Tensor:
+        before: str | list[int]
+        after: str | list[int] = completion
+        if self.options.token_prompts and self.tokenizer is not None:
+            before, after = self.tokenizer.encode_prompt(prompt), self.tokenizer.encode(completion)
+        elif isinstance(prompt, str):
+            before = prompt
+        elif self.tokenizer is None:
+            raise SamplerError("scoring a conversation at an endpoint needs `tokenizer`, which renders it to text")
+        else:
+            before = self.tokenizer.render_chat(prompt)
+        request = {"model": self.model, "prompt": before + after, "max_tokens": 1, "echo": True, "logprobs": 1}  # type: ignore[operator]
+        request |= {"temperature": 0, **self.options.extra}
+        reply = self._transport.post("/completions", request, tokens=self._tokens(request, 1), stop=stop)
+        return scores_in(reply, self.base_url, before, after)
 
 
-def _first_choice(reply: dict[str, Any]) -> dict[str, Any]:
-    choices = reply.get("choices")
-    if not isinstance(choices, list) or not choices or not isinstance(choices[0], dict):
-        raise SamplerError(f"the endpoint's reply holds no completion: {json.dumps(reply)[:200]}")
-    return choices[0]
-
-
-def _volunteered(choice: dict[str, Any]) -> list[float]:
-    scores = choice.get("logprobs")
-    if not isinstance(scores, dict):
-        return []
-    content = scores.get("content")
-    values = [t.get("logprob") for t in content if isinstance(t, dict)] if isinstance(content, list) else None
-    values = values if values is not None else scores.get("token_logprobs") or []
-    return [float(v) for v in values if isinstance(v, (int, float))]
-
-
-def _reason(error: urllib.error.HTTPError) -> str:
-    """The server's own words, from the JSON shapes that servers use, or the start of the text."""
-    raw = error.read(10_000).decode("utf-8", "replace")
+def _guarded(work: Callable[[Any, threading.Event], T], item: Any, stop: threading.Event) -> T | SamplerError | None:
+    """What `work` makes of the item, or its error; None where it was not done because the call has been given up."""
+    if stop.is_set():
+        return None
     try:
-        said = json.loads(raw)
-        said = said.get("error", said) if isinstance(said, dict) else said
-        said = said.get("message", said) if isinstance(said, dict) else said
-    except (ValueError, RecursionError):
-        said = raw
-    return " ".join(str(said).split())[:300] or str(error.reason)
-
-
-def _seconds(header: str | None) -> float:
-    try:
-        return max(0.0, float(header or 0))
-    except ValueError:
-        return 0.0
+        return work(item, stop)
+    except Stopped:
+        return None
+    except SamplerError as error:
+        if getattr(error, "fatal", False):
+            stop.set()
+        return error
