@@ -8,48 +8,100 @@ import torch
 from torch import Tensor
 
 from alignlab.core.errors import SamplerError
+from alignlab.lm.beam import BeamSearch, beam_search
 from alignlab.lm.cache import KVCache
+from alignlab.lm.constrained import Guide
+from alignlab.lm.contrastive import ContrastiveSearch, contrastive_search
 from alignlab.lm.generate import Row, check_prompts, common_prefix, decode, row_seeds
 from alignlab.lm.language_model import LanguageModel
 from alignlab.lm.model import GPTModel
-from alignlab.lm.types import Completion, Prompt, SamplingParams
+from alignlab.lm.speculative import Speculation, check_draft, decode_speculatively
+from alignlab.lm.types import Completion, GenerationError, Prompt, SamplingParams
 from alignlab.train.losses import chunked_cross_entropy
+
+Decoding = BeamSearch | ContrastiveSearch | Speculation
 
 
 class LocalSampler:
-    """Generates and scores with a `LanguageModel` in this process, `batch_size` prompts at a time."""
+    """Generates and scores with a `LanguageModel` in this process, `batch_size` rows at a time.
 
-    def __init__(self, lm: LanguageModel, *, batch_size: int = 32) -> None:
+    Tokens are drawn as `SamplingParams` say, or by `decoding`: `BeamSearch`, `ContrastiveSearch`, or `Speculation`,
+    which draws the same but faster.
+    """
+
+    def __init__(self, lm: LanguageModel, *, batch_size: int = 32, decoding: Decoding | None = None) -> None:
         if batch_size < 1:
             raise SamplerError(f"batch_size is {batch_size}, allowed: a whole number of at least 1")
-        self.lm, self.batch_size = lm, batch_size
+        self.lm, self.batch_size, self.decoding = lm, batch_size, decoding
+        if isinstance(decoding, Speculation):
+            check_draft(lm, decoding)
 
     def generate(self, prompts: Sequence[Prompt], sampling: SamplingParams) -> list[Completion]:
-        """One completion for each prompt, in order. Prompts of similar length share a batch.
+        """`sampling.n` completions for each prompt, in order. Prompts of similar length share a batch.
 
-        A prompt given several times in one call gets a different random stream each time, whatever `batch_size` is.
+        A prompt given several times in one call, and each of its `n` answers, gets a random stream of its own, whatever
+        `batch_size` is. Nothing is generated where a prompt is too long or nothing satisfies the constraint
+        (`SamplerError`). Prompts that fail later, on logits that are not finite, fail alone: a `GenerationError` tells
+        of them at the end and holds the completions of the others.
         """
         encoded = [self.lm.tokenizer.encode_prompt(prompt) for prompt in prompts]
         check_prompts(encoded, self.lm.model.config.n_ctx)
-        seeds = row_seeds(encoded, sampling.seed)
+        answers = [tokens for tokens in encoded for _ in range(sampling.n)]
+        seeds, guide = row_seeds(answers, sampling.seed), self.guide(sampling)
         found: dict[int, Completion] = {}
-        for batch in self.batches([len(tokens) for tokens in encoded]):
+        errors: dict[int, str] = {}
+        together = sampling.n if isinstance(self.decoding, BeamSearch) else 1  # the answers of one search
+        for units in self.batches([len(tokens) for tokens in answers[::together]], self.rows_each()):
+            batch = [unit * together + i for unit in units for i in range(together)]
             finished: dict[int, Row] = {}
-            own, chosen = [encoded[i] for i in batch], [seeds[i] for i in batch]
-            for moved in decode(self.lm.model, own, sampling, self.lm.tokenizer.eos_ids, seeds=chosen):
-                for row in moved:
-                    if sampling.stop and self.find_stop(row.tokens, sampling.stop):
-                        row.done = True
-                    finished[row.index] = row
-            for position, row in finished.items():
-                found[batch[position]] = self.completion(row, sampling)
-        return [found[i] for i in range(len(prompts))]
+            try:
+                for moved in self.decode([answers[i] for i in batch], sampling, [seeds[i] for i in batch], guide):
+                    for row in moved:
+                        row.done = row.done or self.find_stop(row.tokens, sampling.stop)
+                        finished[row.index] = row
+            except GenerationError as error:
+                errors.update({batch[i]: reason for i, reason in error.errors.items()})
+            found.update({batch[i]: self.completion(row, sampling) for i, row in finished.items()})
+        if errors:
+            kept = [None if i in errors else found[i] for i in range(len(answers))]
+            raise GenerationError(errors, kept, n=sampling.n)
+        return [found[i] for i in range(len(answers))]
+
+    def guide(self, sampling: SamplingParams) -> Guide | None:
+        """The compiled constraint, where there is one."""
+        if sampling.constraint is None:
+            return None
+        return Guide(self.lm.tokenizer, self.lm.model.config.vocab_size, sampling.constraint)
+
+    def rows_each(self) -> int:
+        """Rows of the model that one answer (one search, for beams) needs."""
+        if isinstance(self.decoding, BeamSearch):
+            return self.decoding.beams
+        return self.decoding.top_k if isinstance(self.decoding, ContrastiveSearch) else 1
+
+    def decode(
+        self, prompts: Sequence[list[int]], sampling: SamplingParams, seeds: Sequence[int], guide: Guide | None
+    ) -> Iterator[list[Row]]:
+        """The rows that got tokens, step by step, by the way of decoding that was chosen."""
+        ends = self.lm.tokenizer.eos_ids
+        if isinstance(self.decoding, BeamSearch):
+            return beam_search(self.lm.model, prompts, sampling, ends, self.decoding, stopped=self.find_stop)
+        if isinstance(self.decoding, ContrastiveSearch):
+            return contrastive_search(self.lm.model, prompts, sampling, ends, self.decoding)
+        if isinstance(self.decoding, Speculation):
+            return decode_speculatively(self.lm, prompts, sampling, self.decoding, seeds=seeds, guide=guide)
+        return decode(self.lm.model, prompts, sampling, ends, seeds=seeds, guide=guide)
 
     def stream(self, prompt: Prompt, sampling: SamplingParams) -> Iterator[str]:
         """The text of one completion, piece by piece as it is decoded."""
+        if sampling.n != 1:
+            raise SamplerError(f"n is {sampling.n}: a stream is one answer; `generate` gives several")
         tokenizer = self.lm.tokenizer
-        sent = ""
-        for moved in decode(self.lm.model, [tokenizer.encode_prompt(prompt)], sampling, tokenizer.eos_ids):
+        tokens = tokenizer.encode_prompt(prompt)
+        seeds, sent = row_seeds([tokens], sampling.seed), ""
+        for moved in self.decode([tokens], sampling, seeds, self.guide(sampling)):
+            if not moved:
+                continue
             row = moved[0]
             text = tokenizer.decode(row.tokens)
             cuts = [text.index(stop) for stop in sampling.stop if stop in text]
@@ -82,15 +134,17 @@ class LocalSampler:
             found.update(zip(batch, scored, strict=True))
         return [found[i] for i in range(len(prompts))]
 
-    def batches(self, lengths: Sequence[int]) -> Iterator[list[int]]:
-        """Indices by length, `batch_size` at a time."""
-        order = sorted(range(len(lengths)), key=lambda i: lengths[i])
-        for start in range(0, len(order), self.batch_size):
-            yield order[start : start + self.batch_size]
+    def batches(self, lengths: Sequence[int], rows_each: int = 1) -> Iterator[list[int]]:
+        """Indices by length, as many at a time as fill `batch_size` rows."""
+        order, size = sorted(range(len(lengths)), key=lambda i: lengths[i]), max(1, self.batch_size // rows_each)
+        for start in range(0, len(order), size):
+            yield order[start : start + size]
 
     def find_stop(self, tokens: list[int], stops: Sequence[str]) -> bool:
         """Whether a stop string has just been completed (looked for in the last few tokens only)."""
-        longest = max(map(len, stops))
+        longest = max(map(len, stops), default=0)
+        if not longest:
+            return False
         # A token may carry only a part of a character, so the window is in tokens: one per byte is the worst case.
         tail = self.lm.tokenizer.decode(tokens[-4 * longest - 4 :])
         return any(stop in tail for stop in stops)
@@ -109,7 +163,7 @@ class LocalSampler:
     def completion(self, row: Row, sampling: SamplingParams) -> Completion:
         text = self.lm.tokenizer.decode(row.tokens)
         cuts = [text.index(stop) for stop in sampling.stop if stop in text]
-        ended = bool(cuts) or row.tokens[-1] in self.lm.tokenizer.eos_ids
+        ended = bool(cuts) or row.ended or row.tokens[-1] in self.lm.tokenizer.eos_ids
         return Completion(
             text=text[: min(cuts)] if cuts else text,
             tokens=tuple(row.tokens),

@@ -6,7 +6,7 @@ import math
 
 import torch
 import torch.nn.functional as F
-from jaxtyping import Float, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from alignlab.lm.types import SamplingParams
@@ -53,8 +53,45 @@ def keep_min_p(logits: Float[Tensor, "batch vocab"], p: float) -> Float[Tensor, 
     return logits.masked_fill(logits < logits.amax(-1, keepdim=True) + math.log(p), float("-inf"))
 
 
+def keep_typical(logits: Float[Tensor, "batch vocab"], p: float) -> Float[Tensor, "batch vocab"]:
+    """-inf outside the tokens whose surprise is nearest the entropy, as many as reach mass `p`, ties included.
+
+    Locally typical sampling, Meister et al. 2022, eq. 10: the set that minimises the sum of |H + log q(y)|.
+    """
+    logprobs = logits.log_softmax(-1)
+    probabilities = logprobs.exp()
+    entropy = -(probabilities * logprobs).nansum(-1, keepdim=True)  # what is excluded already counts 0 · -inf
+    distance = (logprobs + entropy).abs()
+    ordered, order = distance.sort(-1)
+    mass = probabilities.gather(-1, order).cumsum(-1)
+    last = (mass < p).sum(-1, keepdim=True).clamp(max=logits.shape[-1] - 1)
+    return logits.masked_fill(distance > ordered.gather(-1, last), float("-inf"))
+
+
+def add_bias(logits: Float[Tensor, "batch vocab"], bias: tuple[tuple[int, float], ...]) -> Float[Tensor, "batch vocab"]:
+    """Logits with `bias`, pairs of a token and what is added to its logit."""
+    tokens = torch.tensor([token for token, _ in bias], device=logits.device)
+    nats = torch.tensor([nats for _, nats in bias], dtype=logits.dtype, device=logits.device)
+    return logits.index_add(1, tokens, nats.expand(len(logits), -1))
+
+
+def shape_logits(
+    logits: Float[Tensor, "batch vocab"],
+    sampling: SamplingParams,
+    seen: Int[Tensor, "batch vocab"] | None = None,
+    allowed: Bool[Tensor, "batch vocab"] | None = None,
+) -> Float[Tensor, "batch vocab"]:
+    """What comes before temperature: bias, then repetition penalty (where `seen` counts earlier tokens), then -inf
+    where not `allowed`."""
+    if sampling.logit_bias:
+        logits = add_bias(logits, sampling.logit_bias)
+    if seen is not None:
+        logits = penalise_repetition(logits, seen, sampling.repetition_penalty)
+    return logits if allowed is None else logits.masked_fill(~allowed, float("-inf"))
+
+
 def filter_logits(logits: Float[Tensor, "batch vocab"], sampling: SamplingParams) -> Float[Tensor, "batch vocab"]:
-    """Temperature, then top-k, top-p and min-p, each only where it is switched on (temperature must be above 0)."""
+    """Temperature, then top-k, top-p, min-p and typical-p, each only where it is on (temperature must be above 0)."""
     logits = logits / sampling.temperature
     if sampling.top_k:
         logits = keep_top_k(logits, sampling.top_k)
@@ -62,6 +99,8 @@ def filter_logits(logits: Float[Tensor, "batch vocab"], sampling: SamplingParams
         logits = keep_top_p(logits, sampling.top_p)
     if sampling.min_p > 0:
         logits = keep_min_p(logits, sampling.min_p)
+    if sampling.typical_p < 1:
+        logits = keep_typical(logits, sampling.typical_p)
     return logits
 
 
@@ -77,13 +116,15 @@ def draw(logits: Float[Tensor, "batch vocab"], uniform: Float[Tensor, " batch"])
     block = first_above(level, wanted)
     before = F.pad(level, (1, 0)).gather(1, block)
     inside = blocks[torch.arange(len(blocks), device=blocks.device), block.squeeze(1)]
-    return (block * BLOCK + first_above(inside.cumsum(-1), wanted - before)).squeeze(1)
+    token = (block * BLOCK + first_above(inside.cumsum(-1), wanted - before)).squeeze(1)
+    return token.clamp(max=logits.shape[-1] - 1)  # of logits that are not finite, any token at all
 
 
 def first_above(level: Float[Tensor, "batch n"], wanted: Float[Tensor, "batch 1"]) -> Int[Tensor, "batch 1"]:
     """Index of the first entry of a non-decreasing row above `wanted`, never one past the last that still rises."""
     # Rounding may put `wanted` at or past the end; the last rise is then the last token with any probability.
-    last = torch.searchsorted(level, level[:, -1:].contiguous(), right=False)
+    # (A search for NaN ends past the end.)
+    last = torch.searchsorted(level, level[:, -1:].contiguous(), right=False).clamp(max=level.shape[-1] - 1)
     return torch.minimum(torch.searchsorted(level, wanted.contiguous(), right=True), last)
 
 
@@ -105,10 +146,11 @@ def choose(
     sampling: SamplingParams,
     uniform: Float[Tensor, " batch"],
     seen: Int[Tensor, "batch vocab"] | None,
+    allowed: Bool[Tensor, "batch vocab"] | None = None,
 ) -> Int[Tensor, " batch"]:
-    """The next token of every row; `seen` counts earlier tokens where a repetition penalty is set."""
-    if seen is not None:
-        logits = penalise_repetition(logits, seen, sampling.repetition_penalty)
+    """The next token of every row; `seen` counts earlier tokens where a repetition penalty is set, and only `allowed`
+    ones are chosen where a constraint is."""
+    logits = shape_logits(logits, sampling, seen, allowed)
     if sampling.temperature == 0:
         return argmax(logits)
     return draw(filter_logits(logits, sampling), uniform)

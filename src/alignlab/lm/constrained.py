@@ -1,0 +1,191 @@
+"""Constrained decoding: at every step, which tokens keep the answer inside a regular expression, schema or grammar.
+
+The automaton over the vocabulary is `llguidance`'s (Earley parsing over derivatives of regular expressions); here are
+what joins it to our tokenizers, what refuses a constraint that nothing satisfies, and the wrapping up before
+`max_tokens`.
+"""
+
+from __future__ import annotations
+
+import json
+import weakref
+from typing import Any
+
+import torch
+from jaxtyping import Bool
+from torch import Tensor
+
+from alignlab.core.errors import SamplerError
+from alignlab.core.extras import import_extra
+from alignlab.lm.constraint_types import Constraint
+from alignlab.lm.json_schema import has_finite_instance
+from alignlab.lm.tokenizer import Tokenizer
+
+WRAP_UP_ROOM = 48
+"""A row looks for a way to the end in its last so many tokens (more where even the shortest answer is long)."""
+CLOSERS = ('"', "}", "]", "1", "0", "a")
+"""What finishes a JSON document soonest, best first."""
+JSON_STYLE = {"whitespace_flexible": True, "whitespace_pattern": " ?"}
+"""One space at most between parts: small models otherwise write blanks for ever."""
+NAMES = {"regex": "regular expression", "json_schema": "JSON schema", "grammar": "grammar"}
+
+_VOCABULARIES: weakref.WeakKeyDictionary[Tokenizer, dict[int, Any]] = weakref.WeakKeyDictionary()
+
+
+def vocabulary(tokenizer: Tokenizer, vocab_size: int) -> Any:
+    """`llguidance`'s view of a tokenizer, for a model with `vocab_size` tokens.
+
+    It takes a second for a large vocabulary and is kept as long as the tokenizer lives.
+    """
+    known = _VOCABULARIES.setdefault(tokenizer, {})
+    if vocab_size not in known:
+        llguidance = import_extra("llguidance", "constrained")
+        # A tokenizer without an end token gets one past the vocabulary: it stands for "nothing may follow".
+        ends = sorted(tokenizer.eos_ids) or [vocab_size]
+        try:
+            known[vocab_size] = llguidance.LLTokenizer(tokenizer.core.to_str(), n_vocab=vocab_size + 1, eos_token=ends)
+        except ValueError as error:
+            raise SamplerError(f"answers of this tokenizer cannot be constrained: {_clean(str(error))}") from None
+    return known[vocab_size]
+
+
+class Guide:
+    """A constraint compiled for one vocabulary: where every row that obeys it starts.
+
+    Raises `SamplerError` where nothing satisfies the constraint, or it cannot be read or is not supported, and
+    `MissingExtraError` without `llguidance`.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, vocab_size: int, constraint: Constraint) -> None:
+        llguidance = import_extra("llguidance", "constrained")
+        self.constraint, self.vocab_size, self.name = constraint, vocab_size, NAMES[constraint.kind]
+        self.end_ids = tokenizer.eos_ids
+        self.everything = torch.ones(vocab_size, dtype=torch.bool)
+        words = vocabulary(tokenizer, vocab_size)
+        self._matcher = llguidance.LLMatcher(words, _compile(llguidance.LLMatcher, constraint), log_level=0)
+        if self._matcher.is_error():
+            raise SamplerError(_refusal(self.name, self._matcher.get_error()))
+        self.closers = [ids[0] for closer in CLOSERS if len(ids := words.greedy_tokenize(closer)) == 1]
+        start = self.start()
+        start.allowed()
+        way = start.way_out(8 * WRAP_UP_ROOM) if constraint.wrap_up else None
+        self.zone = max(WRAP_UP_ROOM, 2 * len(way or ()))
+        """With more than this many tokens left a row goes on freely."""
+
+    def start(self) -> GuideState:
+        """The state of an answer of which nothing is written."""
+        return GuideState(self, self._matcher.deep_copy())
+
+
+class GuideState:
+    """What one answer has written so far, as its constraint sees it."""
+
+    def __init__(self, guide: Guide, matcher: Any) -> None:
+        self.guide, self._matcher = guide, matcher
+        self.written = 0
+        self._mask: Tensor | None = None
+        self._way: list[int] | None = None
+        self._next_way: list[int] | None = None
+
+    @property
+    def finished(self) -> bool:
+        """Whether the answer is whole and nothing but an end token may follow."""
+        return bool(self._matcher.is_stopped()) and not self._matcher.is_error()
+
+    def copy(self) -> GuideState:
+        """The same state, to be advanced by itself."""
+        twin = GuideState(self.guide, self._matcher.deep_copy())
+        twin.written, twin._mask, twin._way = self.written, self._mask, self._way
+        return twin
+
+    def allowed(self) -> Bool[Tensor, " vocab"]:
+        """True at every token that may come next; raises `SamplerError` where no token keeps to the constraint."""
+        if self._mask is None:
+            self._mask = self._mask_of(self._matcher)
+            if self._matcher.is_error() or not (bool(self._mask.any()) or self._matcher.is_accepting()):
+                self._mask = None
+                raise SamplerError(_dead_end(self.guide.name, self.written, self._matcher.get_error()))
+        return self._mask
+
+    def settle(self, token: int, remaining: int) -> int | None:
+        """The token to write with `remaining` left, this one included; None: end here, the answer is whole.
+
+        It is `token`, unless the answer could not be finished after it: then the next one of a way that does finish.
+        """
+        if not bool(self.allowed()[token]):
+            return None  # nothing was allowed but the end that this tokenizer has no token for
+        if not self.guide.constraint.wrap_up or remaining > self.guide.zone or token in self.guide.end_ids:
+            return token
+        after = self.copy()
+        after.advance(token)
+        self._next_way = after.way_out(remaining - 1)
+        if self._next_way is not None:
+            return token
+        way = self._way if self._way is not None else self.way_out(remaining)
+        if way is None:
+            return token  # no way is known that is short enough: the answer breaks off at its last token
+        self._next_way = way[1:]
+        return way[0] if way else min(self.guide.end_ids, default=None)
+
+    def advance(self, token: int) -> None:
+        """Write a token that is allowed."""
+        if not self._matcher.consume_token(token):
+            raise SamplerError(f"token {token} breaks the {self.guide.name} that the answer must match")
+        self.written += 1
+        self._mask, self._way, self._next_way = None, self._next_way, None
+
+    def way_out(self, limit: int) -> list[int] | None:
+        """Tokens, `limit` at most, that make the answer whole; not always the fewest, and None where none are found."""
+        matcher, way = self._matcher.deep_copy(), list[int]()
+        while not matcher.is_accepting():
+            step = self._closing_step(matcher) if len(way) < limit else []
+            if not step:
+                return None
+            way.extend(step)
+        return way if len(way) <= limit else None
+
+    def _closing_step(self, matcher: Any) -> list[int]:
+        """The next tokens of a way out, consumed: what is forced, else the best closer, else the first that may be."""
+        forced = [token for token in matcher.compute_ff_tokens() if token not in self.guide.end_ids]
+        if forced and (taken := matcher.try_consume_tokens(forced)):
+            return forced[:taken]
+        mask = self._mask_of(matcher)
+        for token in (*self.guide.closers, int(mask.int().argmax())):
+            if bool(mask[token]) and token not in self.guide.end_ids and matcher.consume_token(token):
+                return [token]
+        return []
+
+    def _mask_of(self, matcher: Any) -> Tensor:
+        packed = torch.frombuffer(bytearray(matcher.compute_bitmask()), dtype=torch.uint8)
+        bits = packed[:, None] >> torch.arange(8, dtype=torch.uint8) & 1
+        return bits.view(-1)[: self.guide.vocab_size].bool()
+
+
+def _compile(matcher: Any, constraint: Constraint) -> str:
+    """The constraint in the form that `llguidance` reads."""
+    if constraint.kind == "regex":
+        return str(matcher.grammar_from_regex(constraint.source))
+    if constraint.kind == "grammar":
+        return str(matcher.grammar_from_lark(constraint.source))
+    if not has_finite_instance(json.loads(constraint.source)):
+        raise SamplerError("nothing satisfies the JSON schema: it demands itself inside itself without end")
+    return str(matcher.grammar_from_json_schema(constraint.source, overrides=JSON_STYLE))
+
+
+def _clean(error: str) -> str:
+    """The library's reason in one line, without the dump of its state."""
+    return " ".join(error.split("<state>")[0].split())[:300]
+
+
+def _refusal(name: str, error: str) -> str:
+    reason = _clean(error)
+    if reason.startswith("Unsatisfiable schema"):
+        return f"nothing satisfies the {name}: {reason.partition(': ')[2]}"
+    return f"the {name} cannot be enforced: {reason}"
+
+
+def _dead_end(name: str, written: int, error: str) -> str:
+    reason = _clean(error)
+    if written == 0 and (not reason or reason.startswith("NoExtension")):
+        return f"nothing satisfies the {name}: no token can begin an answer"
+    return f"after {written} tokens no token keeps to the {name}" + (f" ({reason})" if reason else "")
