@@ -2,12 +2,48 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+from typing import TYPE_CHECKING
+
 import torch
-from jaxtyping import Bool, Int
+from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from alignlab.core.errors import ModelError
 from alignlab.lm.config import GPTConfig
+
+if TYPE_CHECKING:
+    from alignlab.lm.attention import MultiHeadAttention
+    from alignlab.lm.positions import AlibiBias
+
+
+class RaggedCache(ABC):
+    """A cache whose rows take different numbers of new tokens in one pass: they stand end to end, as one row of tokens.
+
+    Whatever works on one token at a time does not notice; the attention between tokens is the cache's affair, which
+    knows which token belongs to whom (`alignlab.lm.engine.paged`).
+    """
+
+    length: int
+    """A bound that no position of this pass reaches."""
+
+    @abstractmethod
+    def begin(self, tokens: Int[Tensor, "1 total"], real: Bool[Tensor, "1 total"] | None) -> Int[Tensor, "1 total"]:
+        """Positions of the new tokens, each in its own row's count."""
+
+    @abstractmethod
+    def prepare(self, windowed: bool, window: int | None, alibi: AlibiBias | None, dtype: torch.dtype) -> None:
+        """Make the masks (or ALiBi's penalties) of this pass for the windowed or for the full layers."""
+
+    @abstractmethod
+    def attend(
+        self,
+        attention: MultiHeadAttention,
+        q: Float[Tensor, "1 total head d_head"],
+        k: Float[Tensor, "1 total kv_head d_head"],
+        v: Float[Tensor, "1 total kv_head d_head"],
+    ) -> Float[Tensor, "1 total head d_head"]:
+        """Keep a layer's new keys and values, and attend from each token to all before it in its row."""
 
 
 class KVCache:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from alignlab.core.errors import ModelError
 from alignlab.lm.attention import Context, Extra, causal_mask
 from alignlab.lm.block import TransformerBlock
-from alignlab.lm.cache import KVCache
+from alignlab.lm.cache import KVCache, RaggedCache
 from alignlab.lm.config import GPTConfig
 from alignlab.lm.flex import flex_plan, uses_flex
 from alignlab.lm.init import initialise
@@ -56,13 +56,14 @@ class GPTModel(nn.Module):
         self,
         tokens: Int[Tensor, "batch pos"],
         *,
-        cache: KVCache | None = None,
+        cache: KVCache | RaggedCache | None = None,
         segments: Int[Tensor, "batch pos"] | None = None,
     ) -> Float[Tensor, "batch pos vocab"]:
         """Logits of the token after each position.
 
         `segments` numbers the documents packed into a row (1, 2, …; 0 is padding): a token attends only within its own,
-        and positions restart in each. With a `cache` the tokens continue what it holds, and a 0 marks padding.
+        and positions restart in each. With a `cache` the tokens continue what it holds, and a 0 marks padding; with a
+        `RaggedCache` the rows stand end to end.
         """
         return self.unembed(self.hidden_states(tokens, cache=cache, segments=segments))
 
@@ -70,7 +71,7 @@ class GPTModel(nn.Module):
         self,
         tokens: Int[Tensor, "batch pos"],
         *,
-        cache: KVCache | None = None,
+        cache: KVCache | RaggedCache | None = None,
         segments: Int[Tensor, "batch pos"] | None = None,
     ) -> Float[Tensor, "batch pos d_model"]:
         """The residual stream after the final norm: what `unembed` turns into logits."""
@@ -106,7 +107,9 @@ class GPTModel(nn.Module):
         cap = self.config.logit_softcap
         return logits if cap is None else cap * torch.tanh(logits / cap)
 
-    def positions_of(self, tokens: Tensor, cache: KVCache | None, segments: Tensor | None) -> tuple[Tensor, int]:
+    def positions_of(
+        self, tokens: Tensor, cache: KVCache | RaggedCache | None, segments: Tensor | None
+    ) -> tuple[Tensor, int]:
         """Each token's position in its document (-1 on padding), and a bound that no position reaches."""
         batch, width = tokens.shape
         if cache is not None:
@@ -118,7 +121,10 @@ class GPTModel(nn.Module):
             starts = F.pad(segments[:, 1:] != segments[:, :-1], (1, 0), value=True)
             first = torch.where(starts, column, 0).cummax(1).values
             positions, length = torch.where(segments > 0, column - first, -1), width
-        if length > self.config.n_ctx and (cache is None or int(cache.next_position.max()) > self.config.n_ctx):
+        # A cache may have more columns than tokens.
+        if length > self.config.n_ctx and (
+            not isinstance(cache, KVCache) or int(cache.next_position.max()) > self.config.n_ctx
+        ):
             raise ModelError(f"the sequence has {length} tokens, the model reads at most {self.config.n_ctx}")
         return positions, length
 
@@ -126,7 +132,7 @@ class GPTModel(nn.Module):
         self,
         positions: Int[Tensor, "batch pos"],
         length: int,
-        cache: KVCache | None,
+        cache: KVCache | RaggedCache | None,
         segments: Int[Tensor, "batch pos"] | None,
         dtype: torch.dtype,
         drops: bool = False,
@@ -150,6 +156,8 @@ class GPTModel(nn.Module):
                 slopes = None if self.alibi is None else self.alibi.slopes(positions.device)
                 width, device = positions.shape[1], positions.device
                 extra = replace(plain, flex=flex_plan(self.config, width, window, segments, slopes, device))
+            elif isinstance(cache, RaggedCache):
+                cache.prepare(windowed, window, self.alibi, dtype)
             elif self.alibi is not None:
                 extra = replace(plain, bias=self.bias(positions, cache, segments, window, dtype))
             else:

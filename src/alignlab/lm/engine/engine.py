@@ -1,0 +1,297 @@
+"""`Engine`: many requests through one model at once, each as if it were alone.
+
+A step (`Engine.step`) plans who reads how many tokens (`scheduler`), reads them in one pass over the paged cache
+(`runner`, `paged`), draws the next tokens (`choose`) and settles what ended. Requests come and go between steps
+(continuous batching; Orca, Yu et al. 2022).
+"""
+
+from __future__ import annotations
+
+import threading
+from dataclasses import dataclass
+from itertools import chain, count
+from typing import TYPE_CHECKING
+
+import torch
+
+from alignlab.core.config import require
+from alignlab.core.errors import AlignlabError, ConfigError, SamplerError
+from alignlab.core.rng import torch_generator
+from alignlab.lm.constraint_types import Constraint
+from alignlab.lm.engine.admission import check_request
+from alignlab.lm.engine.blocks import BlockPool
+from alignlab.lm.engine.choose import Drawn, draw_next, drawing_rule
+from alignlab.lm.engine.graphs import DecodeGraphs
+from alignlab.lm.engine.paged import PagedCache
+from alignlab.lm.engine.request import Event, FinishReason, Handle, Job, Request
+from alignlab.lm.engine.runner import Read, Runner
+from alignlab.lm.engine.scheduler import Scheduler, Work
+from alignlab.lm.engine.text import has_stop
+from alignlab.lm.generate import NOT_FINITE, row_seeds
+from alignlab.lm.language_model import LanguageModel
+from alignlab.lm.model import GPTModel
+
+if TYPE_CHECKING:
+    from alignlab.lm.constrained import Guide
+
+CPU_MEMORY = 2 * 2**30
+"""Bytes that the cache takes at most on a CPU where nobody says; they are taken as they are first written."""
+GPU_SHARE = 0.8
+"""Part of a GPU's free memory that the cache takes at most where nobody says."""
+KEPT_GUIDES = 32
+
+
+@dataclass(frozen=True)
+class EngineStats:
+    """What an engine holds now and has done so far."""
+
+    running: int
+    waiting: int
+    blocks: int
+    blocks_used: int
+    steps: int
+    tokens_read: int
+    tokens_reused: int
+    preemptions: int
+
+
+class Engine:
+    """Continuous batching over a paged key-value cache.
+
+    The cache has `blocks` blocks of `block_size` tokens, or as many as go into `memory` bytes; where neither is given,
+    as many as `max_running` full contexts need, within 2 GiB on a CPU and 80 % of what is free on a GPU. At most
+    `max_running` requests run at a time; a step reads at most `prefill_chunk` prompt tokens beside the decoding. One
+    level of priority is worth `ageing` steps of waiting. `invariant` makes every number independent of the load (see
+    `engine.invariant`); where None, in float32 on a CPU.
+
+    Any thread may submit, wait or cancel; steps are made by whoever waits. Raises `ConfigError` for sizes that hold no
+    request.
+    """
+
+    def __init__(
+        self,
+        lm: LanguageModel,
+        *,
+        blocks: int | None = None,
+        memory: int | None = None,
+        block_size: int = 16,
+        max_running: int = 256,
+        prefill_chunk: int = 512,
+        ageing: int = 64,
+        invariant: bool | None = None,
+    ) -> None:
+        weight = lm.model.embed.weight
+        on_cpu = weight.device.type == "cpu"
+        invariant = on_cpu and weight.dtype is torch.float32 if invariant is None else invariant
+        for name, value in (("max_running", max_running), ("prefill_chunk", prefill_chunk), ("ageing", ageing)):
+            require(value >= 1, name, value, "a whole number of at least 1")
+        require(
+            block_size >= 1 and not (invariant and block_size % 16),
+            "block_size", block_size, "a positive whole number, for invariant numbers a multiple of 16",
+        )  # fmt: skip
+        n_blocks = blocks if blocks is not None else blocks_within(lm.model, memory, block_size, max_running)
+        require(n_blocks >= 1, "blocks", n_blocks, "a whole number of at least 1")
+        self.lm, self.lock, self.ageing = lm, threading.RLock(), ageing
+        self.pool = BlockPool(n_blocks)
+        self.scheduler = Scheduler(
+            self.pool, block_size=block_size, max_running=max_running, prefill_chunk=prefill_chunk
+        )
+        self.cache = PagedCache(lm.model.config, n_blocks, block_size, device=weight.device, dtype=weight.dtype)
+        graphs = None if on_cpu else DecodeGraphs(lm.model, self.cache, record=weight.device.type == "cuda")
+        self.runner = Runner(lm.model, self.cache, invariant=invariant, graphs=graphs)
+        self.jobs: dict[str, Job] = {}
+        self.guides: dict[Constraint, Guide] = {}
+        self._serial = count()
+        self._weights: object = None
+        self._tokens_read = self._tokens_reused = 0
+
+    # Requests ---------------------------------------------------------------------------------------------------------
+
+    def submit(self, request: Request) -> Handle:
+        """Let a request wait for its turn. A `SamplerError` says why one can never be served."""
+        with self.lock:
+            serial = next(self._serial)
+            name = request.id or f"request-{serial}"
+            if name in self.jobs:
+                raise SamplerError(f"request {name!r} is still in flight; allowed: another id, or none")
+            if not self.jobs:
+                self.refresh()
+            job = self._job(request, name, serial)
+            if job.scores and job.request.score_from == len(job.tokens):
+                job.end("scored")
+            else:
+                self.jobs[name] = job
+                self.scheduler.add(job)
+            return Handle(self, job)
+
+    def _job(self, request: Request, name: str, serial: int) -> Job:
+        tokens, sampling, step = list(request.tokens), request.sampling, self.scheduler.step
+        size = self.scheduler.block_size
+        budget = check_request(name, request, self.lm.model.config, self.pool.n_blocks * size, size)
+        seed = row_seeds([tokens], sampling.seed)[0] if request.seed is None else request.seed
+        job = Job(
+            request, name, tokens, budget, (step - self.ageing * request.priority, serial),
+            arrived_step=step, prompt_length=len(tokens), rule=drawing_rule(sampling),
+        )  # fmt: skip
+        job.end_ids = self.lm.tokenizer.eos_ids if request.end_ids is None else request.end_ids
+        if not job.scores:
+            job.uniforms = torch.rand(budget, generator=torch_generator(seed)).tolist()
+            job.state = None if sampling.constraint is None else self.guide(sampling.constraint).start()
+        return job
+
+    def guide(self, constraint: Constraint) -> Guide:
+        """The automaton of a constraint, kept for the next request. A `SamplerError` where nothing satisfies it."""
+        from alignlab.lm.constrained import Guide  # an extra: only who constrains needs it
+
+        with self.lock:
+            if constraint not in self.guides:
+                if len(self.guides) >= KEPT_GUIDES:
+                    self.guides.clear()
+                self.guides[constraint] = Guide(self.lm.tokenizer, self.lm.model.config.vocab_size, constraint)
+            return self.guides[constraint]
+
+    def cancel(self, request_id: str) -> bool:
+        """End a request now and give back what it holds; False where none of that name is in flight."""
+        with self.lock:
+            job = self.jobs.get(request_id)
+            if job is not None:
+                self._end(job, "cancelled")
+            return job is not None
+
+    # Steps ------------------------------------------------------------------------------------------------------------
+
+    @torch.no_grad()
+    def step(self) -> list[Event]:
+        """One pass of the model for whoever's turn it is; empty where nobody is in flight."""
+        with self.lock:
+            work = self.scheduler.plan()
+            if not work:
+                return []
+            read = self.runner.read(work)
+            self._tokens_read += len(read.hidden)
+            self._tokens_reused += sum(piece.job.reused for piece in work if piece.job.computed == piece.job.reused)
+            broken = self._fail_broken(read)
+            events = [*broken, *self._score(read), *self._draw(read)]
+            return events
+
+    def run(self) -> None:
+        """Step until nobody is in flight."""
+        while self.jobs:
+            self.step()
+
+    def advance(self, job: Job, known: int) -> None:
+        """Step, unless `job` has ended or has more than `known` new tokens by now (another thread may have stepped)."""
+        with self.lock:
+            if job.finished is None and len(job.tokens) - job.prompt_length <= known:
+                self.step()
+
+    def _fail_broken(self, read: Read) -> list[Event]:
+        """End the requests whose hidden states are not numbers; whoever draws a token is looked at when it draws."""
+        places = [i for i, piece in enumerate(read.work) if piece.job.scores or not piece.completes]
+        if not places:
+            return []
+        fine = read.last_of(places).isfinite().all(-1).tolist()
+        return [
+            self._end(job, "failed", SamplerError(f"request {job.id!r}: {NOT_FINITE.format(len(job.tokens))}"))
+            for job, ok in zip((read.work[i].job for i in places), fine, strict=True)
+            if not ok
+        ]
+
+    def _score(self, read: Read) -> list[Event]:
+        places = [i for i, piece in enumerate(read.work) if piece.job.scores and not piece.job.finished]
+        events = []
+        if places:
+            for place, scores in zip(places, self.runner.scores(read, places), strict=True):
+                read.work[place].job.logprobs.extend(scores)
+        for piece in read.work:
+            if not piece.job.finished and (piece.job.scores or not piece.completes):
+                self._advance(piece)
+                if piece.job.scores and piece.job.remaining == 0:
+                    events.append(self._end(piece.job, "scored"))
+        return events
+
+    def _draw(self, read: Read) -> list[Event]:
+        places = [i for i, piece in enumerate(read.work) if piece.completes and not piece.job.scores]
+        if not places:
+            return []
+        drawn = draw_next(self.runner.logits(read.last_of(places)), [read.work[i].job for i in places])
+        return [self._take(read.work[place], one) for place, one in zip(places, drawn, strict=True)]
+
+    def _take(self, piece: Work, drawn: Drawn) -> Event:
+        """Write a drawn token down, and end the request where it was the last."""
+        job = piece.job
+        if drawn.error is not None:
+            return self._end(job, "failed", SamplerError(f"request {job.id!r}: {drawn.error}"))
+        self._advance(piece)
+        if drawn.token is None:
+            return self._end(job, "stop")
+        job.tokens.append(drawn.token)
+        job.logprobs.append(drawn.logprob)
+        finished: FinishReason | None = None
+        whole = job.state is not None and job.state.finished
+        if (
+            whole
+            or drawn.token in job.end_ids
+            or has_stop(self.lm.tokenizer, job.new_tokens, job.request.sampling.stop)
+        ):
+            finished = "stop"
+        elif len(job.logprobs) >= job.budget:
+            finished = "length"
+        if finished:
+            self._end(job, finished)
+        return Event(job.id, drawn.token, drawn.logprob, finished)
+
+    def _advance(self, piece: Work) -> None:
+        """What was read counts; blocks that are full now can be found by others."""
+        job, size = piece.job, self.scheduler.block_size
+        full = job.computed // size
+        job.computed += piece.n_new
+        names = job.block_names(size, job.computed)
+        for i in range(full, len(names)):
+            self.pool.publish(job.blocks[i], names[i])
+
+    def _end(self, job: Job, reason: FinishReason, error: AlignlabError | None = None) -> Event:
+        held = list(job.blocks)
+        self.scheduler.drop(job)
+        if reason == "failed":  # what it wrote may not be numbers: nobody finds it, and zeros take its place
+            for block in held:
+                self.pool.withdraw(block)
+            self.cache.scrub([block for block in held if self.pool.users[block] == 0])
+        del self.jobs[job.id]
+        job.end(reason, error)
+        return Event(job.id, finished=reason)
+
+    # State ------------------------------------------------------------------------------------------------------------
+
+    def refresh(self) -> None:
+        """Forget what was read if the model's weights (or who listens to it) have changed since."""
+        model = self.lm.model
+        tensors = chain(model.parameters(), model.buffers())
+        switches = [getattr(module, "enabled", None) for module in model.modules()]
+        weights = (object() if model.taps else None, switches, [(t.data_ptr(), t._version) for t in tensors])
+        if weights != self._weights:
+            self.pool.forget()
+            if self.runner.graphs is not None:
+                self.runner.graphs.forget()
+        self._weights = weights
+
+    def stats(self) -> EngineStats:
+        """A snapshot of what the engine does."""
+        with self.lock:
+            plan = self.scheduler
+            return EngineStats(
+                len(plan.running), len(plan.waiting), self.pool.n_blocks, self.pool.used,
+                plan.step, self._tokens_read, self._tokens_reused, plan.preemptions,
+            )  # fmt: skip
+
+
+def blocks_within(model: GPTModel, memory: int | None, block_size: int, max_running: int) -> int:
+    """How many blocks go into `memory` bytes, or, where it is None, are worth having."""
+    weight = model.embed.weight
+    each = PagedCache.bytes_per_block(model.config, block_size, weight.dtype)
+    if memory is not None:
+        if memory < each:
+            raise ConfigError(f"memory is {memory} bytes, one block of {block_size} tokens takes {each}")
+        return memory // each
+    free = GPU_SHARE * torch.cuda.mem_get_info(weight.device)[0] if weight.device.type == "cuda" else CPU_MEMORY
+    return max(1, min(int(free) // each, max_running * -(-model.config.n_ctx // block_size)))
