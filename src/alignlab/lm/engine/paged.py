@@ -179,14 +179,11 @@ class PagedBatch(RaggedCache):
         self.cache.write(layer, self.slots, k[0], v[0])
         found = []
         for group in self.groups:
-            parted = [
-                t[0, group.columns].unflatten(0, (group.n_rows, group.n_query)).transpose(1, 2) for t in (q, k, v)
-            ]
+            rows = (group.n_rows, group.n_query)
+            own_q, own_k, own_v = (t[0, group.columns].unflatten(0, rows).transpose(1, 2) for t in (q, k, v))
             mask, extra, shared = group.masks[windowed], group.extras[windowed], None
             if group.table is not None:
-                parted[1:] = self.cache.gather(layer, group.table)
-                if group.n_keys is not None:
-                    parted[1:] = [t[:, :, : group.n_keys] for t in parted[1:]]
+                own_k, own_v = (t[:, :, : group.n_keys] for t in self.cache.gather(layer, group.table))
                 if group.shared is not None:
                     far_k, far_v = self.cache.gather(layer, group.shared[None])
                     shared = far_k[0], far_v[0]
