@@ -163,7 +163,7 @@ class Transport:
                 self.usage.retried()
                 self._pause(attempt, asked, stop)
         self.usage.failed()
-        raise EndpointError(f"{url} {problem}", fatal=fatal)
+        raise EndpointError(f"{url}: {problem}", fatal=fatal)
 
     def _pause(self, attempt: int, asked: float, stop: threading.Event) -> None:
         # The jitter spreads retries of parallel requests; it never touches a result.
@@ -179,6 +179,8 @@ class Transport:
         reason = getattr(error, "reason", error)
         if isinstance(reason, TimeoutError):
             return f"timed out: it was silent or unfinished for {self.limits.timeout:g} seconds"
+        if isinstance(error, http.client.RemoteDisconnected):
+            return "closed the connection without an answer"
         if isinstance(error, http.client.HTTPException):
             return f"broke off: {type(error).__name__}"
         return f"cannot be reached: {reason or error}"
