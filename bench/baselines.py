@@ -16,6 +16,7 @@ import time
 from pathlib import Path
 
 import numpy as np
+import torch
 from torch import nn
 
 from alignlab.core.progress import Progress
@@ -61,7 +62,8 @@ def neural(name: str, corpus: TokenizedCorpus, options: argparse.Namespace) -> t
     job = Pretraining(config, corpus, None, Progress.silent(), Parallel())
     with Prefetch(job.loader(), ahead=2) as batch_at:
         job.trainer(model).fit(batch_at)  # type: ignore[arg-type]
-    bits = job.validate(model.eval())["validation_bits_per_byte"]
+    with torch.no_grad():
+        bits = job.validate(model.eval())["validation_bits_per_byte"]
     return bits, sum(p.numel() for p in model.parameters())
 
 
