@@ -50,7 +50,9 @@ def times(x: Tensor, weight: Tensor, bias: Tensor | None = None) -> Tensor:
     weight changes; it takes as much memory as the weight.
     """
     if not uses_packed(x, weight):
-        return F.linear(x, weight, bias)
+        # A quantised matrix knows its own product (alignlab.lm.quant.weight, which is not imported for its sake).
+        matrix = getattr(weight, "matrix", None)
+        return F.linear(x, weight, bias) if matrix is None else matrix.product(x, bias)
     return torch.ops.mkldnn._linear_pointwise(x, packed(weight), bias, "none", [], "")  # type: ignore[no-any-return]
 
 
@@ -59,6 +61,7 @@ def uses_packed(x: Tensor, weight: Tensor) -> bool:
     return (
         x.dtype is torch.bfloat16
         and weight.dtype is torch.bfloat16
+        and not hasattr(weight, "matrix")
         and not torch.is_grad_enabled()
         and x.device.type == "cpu"
         and x.numel() > 0

@@ -22,6 +22,7 @@ from alignlab.core.errors import ConfigError, ModelError
 from alignlab.core.rng import derive_seed, torch_generator
 from alignlab.lm.linear import project, times
 from alignlab.lm.low_rank import add_low_rank
+from alignlab.lm.quant.layers import QuantLinear
 
 ALL_LINEAR = "all-linear"
 
@@ -58,12 +59,13 @@ class LoraConfig:
 
 
 class LoRALinear(nn.Module):
-    """A frozen `nn.Linear` and its adapter; made by `add_lora`.
+    """A frozen linear layer and its adapter; made by `add_lora`.
 
-    `A` is drawn as `nn.Linear` draws its weight (Kaiming uniform with a = √5, as the authors' code and PEFT do).
+    Over a quantised layer this is QLoRA (Dettmers et al. 2023): gradients pass through the weight that the codes stand
+    for, which is made anew on the way back instead of being kept. `A` is drawn as `nn.Linear` draws its weight (Kaiming uniform with a = √5, as the authors' code and PEFT do).
     """
 
-    def __init__(self, base: nn.Linear, config: LoraConfig, generator: torch.Generator) -> None:
+    def __init__(self, base: nn.Linear | QuantLinear, config: LoraConfig, generator: torch.Generator) -> None:
         super().__init__()
         self.base, self.config = base, config
         self.in_features, self.out_features, self.scaling = base.in_features, base.out_features, config.scaling
@@ -135,7 +137,9 @@ class LoRALinear(nn.Module):
     def _is_plain(self) -> bool:
         """Whether a training pass is the frozen product plus the adapter's, with nothing dropped."""
         dropping = self.training and self.config.dropout > 0
-        return self.enabled and not self.merged and not self.base.weight.requires_grad and not dropping
+        if not self.enabled or self.merged or dropping or isinstance(self.base, QuantLinear):
+            return False
+        return not self.base.weight.requires_grad
 
     @torch.no_grad()
     def effective_weight(self) -> Float[Tensor, "out_features in_features"]:
@@ -143,7 +147,7 @@ class LoRALinear(nn.Module):
 
         A new tensor each time unless merged or disabled: for repeated use, `merge_lora` first.
         """
-        base = self.base.weight.detach()
+        base = self.base.dequantise() if isinstance(self.base, QuantLinear) else self.base.weight.detach()
         if self.unmerged is not None:
             return base if self.enabled else self.unmerged
         if not self.enabled:
@@ -153,7 +157,15 @@ class LoRALinear(nn.Module):
 
     @torch.no_grad()
     def merge(self) -> None:
-        """Add the update to the base weight; a copy of the unmerged weight is kept beside it."""
+        """Add the update to the base weight; a copy of the unmerged weight is kept beside it.
+
+        Raises:
+            ModelError: the base is quantised.
+        """
+        if isinstance(self.base, QuantLinear):
+            raise ModelError(
+                "codes of few bits cannot take an adapter in; remove_lora, dequantise and load the adapter again to merge"
+            )
         if self.unmerged is None:
             enabled, self.enabled = self.enabled, True
             merged = self.effective_weight()
@@ -197,7 +209,7 @@ def refuse_adapters(model: nn.Module) -> None:
 def wrap_linear(model: nn.Module, name: str, config: LoraConfig) -> LoRALinear:
     """Put an adapter beside the one layer called `name`. ModelError where that is no linear layer."""
     base = model.get_submodule(name)
-    if not isinstance(base, nn.Linear):
+    if not isinstance(base, nn.Linear | QuantLinear):
         raise ModelError(f"{name} is {type(base).__name__}, only linear layers take LoRA")
     base.requires_grad_(False)
     parent, _, attribute = name.rpartition(".")
@@ -208,7 +220,7 @@ def wrap_linear(model: nn.Module, name: str, config: LoraConfig) -> LoRALinear:
 
 def target_names(model: nn.Module, targets: tuple[str, ...]) -> list[str]:
     """Names of the linear layers that `targets` select, in the model's order; ConfigError where one selects none."""
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear)]
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | QuantLinear)]
     chosen = set()
     for target in targets:
         if target == ALL_LINEAR:
