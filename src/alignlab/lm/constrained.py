@@ -23,10 +23,12 @@ from alignlab.lm.tokenizer import Tokenizer
 
 WRAP_UP_ROOM = 48
 """A row looks for a way to the end in its last so many tokens (more where even the shortest answer is long)."""
-CLOSERS = ('"', "}", "]", "1", "0", "a")
-"""What finishes a JSON document soonest, best first."""
-JSON_STYLE = {"whitespace_flexible": True, "whitespace_pattern": " ?"}
-"""One space at most between parts: small models otherwise write blanks for ever."""
+CLOSERS, FILLERS = ('"', "}", "]"), ("1", "0", "a")
+"""What finishes the parts of a JSON document, and what stands where one may not end yet."""
+TRIED = 32
+"""Tokens tried for one that makes the answer whole, where no printable character may come next."""
+JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
+"""Patterns: one space at most, after commas and colons. Free to, small models write blanks for ever."""
 NAMES = {"regex": "regular expression", "json_schema": "JSON schema", "grammar": "grammar"}
 
 _VOCABULARIES: weakref.WeakKeyDictionary[Tokenizer, dict[int, Any]] = weakref.WeakKeyDictionary()
@@ -41,12 +43,32 @@ def vocabulary(tokenizer: Tokenizer, vocab_size: int) -> Any:
     if vocab_size not in known:
         llguidance = import_extra("llguidance", "constrained")
         # A tokenizer without an end token gets one past the vocabulary: it stands for "nothing may follow".
-        ends = sorted(tokenizer.eos_ids) or [vocab_size]
+        ends, size = sorted(tokenizer.eos_ids) or [vocab_size], vocab_size + 1
         try:
-            known[vocab_size] = llguidance.LLTokenizer(tokenizer.core.to_str(), n_vocab=vocab_size + 1, eos_token=ends)
-        except ValueError as error:
-            raise SamplerError(f"answers of this tokenizer cannot be constrained: {_clean(str(error))}") from None
+            known[vocab_size] = llguidance.LLTokenizer(tokenizer.core.to_str(), n_vocab=size, eos_token=ends)
+        except ValueError:  # it reads byte-level and SentencePiece vocabularies; others are spelled out for it
+            spelled = llguidance.TokenizerWrapper(Spelling(tokenizer, size, ends[0]))
+            known[vocab_size] = llguidance.LLTokenizer(spelled, n_vocab=size, eos_token=ends)
     return known[vocab_size]
+
+
+class Spelling:
+    """A vocabulary as text: what each token adds behind another one."""
+
+    def __init__(self, tokenizer: Tokenizer, size: int, eos_token_id: int) -> None:
+        special = set(tokenizer.control.values())
+        anchor = next((i for i in range(tokenizer.vocab_size) if i not in special and tokenizer.decode([i])), 0)
+        before = len(tokenizer.decode([anchor]))
+        pieces = ["" if i in special else tokenizer.decode([anchor, i])[before:] for i in range(tokenizer.vocab_size)]
+        # A token without text is none that an answer may use.
+        self.special_token_ids = [i for i in range(size) if i >= len(pieces) or not pieces[i]]
+        self.tokens = [f"<|{i}|>".encode() if i >= len(pieces) else pieces[i].encode() for i in range(size)]
+        self.tokens = [piece or f"<|{i}|>".encode() for i, piece in enumerate(self.tokens)]
+        self.eos_token_id, self.bos_token_id = eos_token_id, tokenizer.bos_id
+        self._encode = tokenizer.encode
+
+    def __call__(self, text: str) -> list[int]:
+        return self._encode(text)
 
 
 class Guide:
@@ -65,7 +87,10 @@ class Guide:
         self._matcher = llguidance.LLMatcher(words, _compile(llguidance.LLMatcher, constraint), log_level=0)
         if self._matcher.is_error():
             raise SamplerError(_refusal(self.name, self._matcher.get_error()))
-        self.closers = [ids[0] for closer in CLOSERS if len(ids := words.greedy_tokenize(closer)) == 1]
+        self.closers, self.fillers, self.characters = (
+            [ids[0] for piece in pieces if len(ids := words.greedy_tokenize(piece)) == 1]
+            for pieces in (CLOSERS, FILLERS, map(chr, range(33, 127)))
+        )
         start = self.start()
         start.allowed()
         way = start.way_out(8 * WRAP_UP_ROOM) if constraint.wrap_up else None
@@ -145,13 +170,30 @@ class GuideState:
         return way if len(way) <= limit else None
 
     def _closing_step(self, matcher: Any) -> list[int]:
-        """The next tokens of a way out, consumed: what is forced, else the best closer, else the first that may be."""
+        """The next tokens of a way out, consumed: what is forced, else the best that may come next."""
         forced = [token for token in matcher.compute_ff_tokens() if token not in self.guide.end_ids]
         if forced and (taken := matcher.try_consume_tokens(forced)):
             return forced[:taken]
         mask = self._mask_of(matcher)
-        for token in (*self.guide.closers, int(mask.int().argmax())):
-            if bool(mask[token]) and token not in self.guide.end_ids and matcher.consume_token(token):
+        mask[list(self.guide.end_ids)] = False
+        for group in (
+            self.guide.closers,
+            self._finishing(matcher, mask),
+            self.guide.fillers,
+            mask.nonzero()[:1, 0].tolist(),
+        ):
+            for token in group:
+                if bool(mask[token]) and matcher.consume_token(token):
+                    return [token]
+        return []
+
+    def _finishing(self, matcher: Any, mask: Tensor) -> list[int]:
+        """The first character after which the answer is whole, or its part may be closed."""
+        characters = [token for token in self.guide.characters if bool(mask[token])]
+        for token in characters or mask.nonzero()[:TRIED, 0].tolist():
+            probe = matcher.deep_copy()
+            probe.consume_token(token)
+            if probe.is_accepting() or any(probe.validate_tokens([closer]) for closer in self.guide.closers):
                 return [token]
         return []
 
@@ -167,9 +209,12 @@ def _compile(matcher: Any, constraint: Constraint) -> str:
         return str(matcher.grammar_from_regex(constraint.source))
     if constraint.kind == "grammar":
         return str(matcher.grammar_from_lark(constraint.source))
-    if not has_finite_instance(json.loads(constraint.source)):
+    schema = json.loads(constraint.source)
+    if not has_finite_instance(schema):
         raise SamplerError("nothing satisfies the JSON schema: it demands itself inside itself without end")
-    return str(matcher.grammar_from_json_schema(constraint.source, overrides=JSON_STYLE))
+    if isinstance(schema, bool):
+        schema = {} if schema else {"allOf": [False]}
+    return str(matcher.grammar_from_json_schema(schema, overrides=JSON_STYLE))
 
 
 def _clean(error: str) -> str:

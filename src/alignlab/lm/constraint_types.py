@@ -47,7 +47,7 @@ class Constraint:
     def json_schema(cls, schema: Mapping[str, Any] | bool | str) -> Constraint:
         """The answer is a JSON document that `schema` (an object, or its JSON text) accepts.
 
-        It is written on one line with at most one space between its parts; properties keep the schema's order.
+        It is written on one line with at most one space after commas and colons; properties keep the schema's order.
         """
         if isinstance(schema, str):
             return cls("json_schema", schema)

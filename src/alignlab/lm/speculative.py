@@ -168,8 +168,9 @@ class Speculator:
     def _guess(self, text: list[int], found: Draft, generator: torch.Generator) -> int | None:
         """The draft model's next token, and into `found` the distribution that it is drawn from."""
         assert self.helper is not None
-        whole = text + found.tokens
-        if len(whole) > self.helper.model.config.n_ctx:
+        whole, limits = text + found.tokens, self.helper.model.config
+        # (A vocabulary may be padded to another size; what only one model has, no tokenizer writes.)
+        if len(whole) > limits.n_ctx or max(whole) >= limits.vocab_size:
             return None
         logits = self._fit(self.helper.logits(whole, 1)).to(self.model.embed.weight.device)
         seen = self._seen(text, found.tokens)[-1:] if self.sampling.repetition_penalty != 1.0 else None
