@@ -103,7 +103,7 @@ class Engine:
         self.guides: dict[Constraint, Guide] = {}
         self._serial = count()
         self._weights: object = None
-        self._tokens_read = self._tokens_reused = 0
+        self._tokens_read = 0
 
     # Requests ---------------------------------------------------------------------------------------------------------
 
@@ -153,10 +153,15 @@ class Engine:
     def cancel(self, request_id: str) -> bool:
         """End a request now and give back what it holds; False where none of that name is in flight."""
         with self.lock:
-            job = self.jobs.get(request_id)
-            if job is not None:
+            return request_id in self.jobs and self.abandon(self.jobs[request_id])
+
+    def abandon(self, job: Job) -> bool:
+        """`cancel` for whoever holds the job itself."""
+        with self.lock:
+            going = job.finished is None
+            if going:
                 self._end(job, "cancelled")
-            return job is not None
+            return going
 
     # Steps ------------------------------------------------------------------------------------------------------------
 
@@ -169,10 +174,8 @@ class Engine:
                 return []
             read = self.runner.read(work)
             self._tokens_read += len(read.hidden)
-            self._tokens_reused += sum(piece.job.reused for piece in work if piece.job.computed == piece.job.reused)
             broken = self._fail_broken(read)
-            events = [*broken, *self._score(read), *self._draw(read)]
-            return events
+            return [*broken, *self._score(read), *self._draw(read)]
 
     def run(self) -> None:
         """Step until nobody is in flight."""
@@ -281,7 +284,7 @@ class Engine:
             plan = self.scheduler
             return EngineStats(
                 len(plan.running), len(plan.waiting), self.pool.n_blocks, self.pool.used,
-                plan.step, self._tokens_read, self._tokens_reused, plan.preemptions,
+                plan.step, self._tokens_read, plan.reused, plan.preemptions,
             )  # fmt: skip
 
 

@@ -184,10 +184,11 @@ class Handle:
         """The new tokens as they come. Raises the request's error, if it ends in one."""
         sent = 0
         while True:
+            ended = self.finished is not None  # asked first: another thread may step at any moment
             ready = self._job.tokens[self._job.prompt_length + sent :]
             sent += len(ready)
             yield from ready
-            if not ready and self.finished:
+            if ended:
                 break
             if not ready:
                 self._engine.advance(self._job, sent)
@@ -196,13 +197,13 @@ class Handle:
     def wait(self) -> Handle:
         """Step until this request has ended. Raises its error, if it ended in one."""
         while not self.finished:
-            self._engine.advance(self._job, len(self.tokens))
+            self._engine.advance(self._job, len(self._job.tokens) - self._job.prompt_length)
         self._raise()
         return self
 
     def cancel(self) -> None:
         """End it now, whatever it is doing; a finished request stays as it is."""
-        self._engine.cancel(self.id)
+        self._engine.abandon(self._job)
 
     def _raise(self) -> None:
         if self.error is not None:

@@ -55,10 +55,10 @@ class EngineSampler:
         sent = ""
         try:
             for _ in handle.stream():
+                ended = handle.finished is not None
                 text, stopped = cut(self.lm.tokenizer.decode(handle.tokens), sampling.stop)
                 # Half a character, or what may become a stop string, waits for the next token.
-                done = stopped or handle.finished is not None
-                ready = text if done else text[: len(text) - held_back(text, sampling.stop)]
+                ready = text if stopped or ended else text[: len(text) - held_back(text, sampling.stop)]
                 if len(ready) > len(sent):
                     yield ready[len(sent) :]
                     sent = ready

@@ -26,11 +26,12 @@ class Work:
 
     job: Job
     n_new: int
+    completes: bool
+    """Whether this reads all there is, so that the next token can be drawn."""
 
-    @property
-    def completes(self) -> bool:
-        """Whether this reads all there is, so that the next token can be drawn."""
-        return self.job.computed + self.n_new == self.job.goal
+    @classmethod
+    def of(cls, job: Job, n_new: int) -> Work:
+        return cls(job, n_new, n_new == job.remaining)
 
 
 class Scheduler:
@@ -43,6 +44,8 @@ class Scheduler:
         self.running: list[Job] = []
         self.step = 0
         self.preemptions = 0
+        self.reused = 0
+        """Tokens that admitted jobs found in the cache."""
 
     def blocks_for(self, n_tokens: int) -> int:
         """Blocks that hold `n_tokens`."""
@@ -67,7 +70,7 @@ class Scheduler:
             n_new = 1 if decodes else min(job.remaining, budget)
             if n_new and self._reserve(job, job.computed + n_new):
                 budget -= 0 if decodes else n_new
-                work.append(Work(job, n_new))
+                work.append(Work.of(job, n_new))
             place += 1
         if self.preemptions == before:
             self._admit(budget, work)
@@ -88,7 +91,7 @@ class Scheduler:
             being_read.update(self._names_being_read(job))
             n_new = min(job.remaining, budget)
             budget -= n_new
-            work.append(Work(job, n_new))
+            work.append(Work.of(job, n_new))
 
     def _names_being_read(self, job: Job) -> list[bytes]:
         if job.remaining <= 1:
@@ -106,6 +109,7 @@ class Scheduler:
             self.pool.share(block)
         job.blocks = [*found, *(self.pool.allocate() for _ in range(self.blocks_for(job.goal) - len(found)))]
         job.computed = len(found) * self.block_size
+        self.reused += job.computed
         if job.started_at is None:
             job.started_at, job.waited, job.reused = time.monotonic(), self.step - job.arrived_step, job.computed
         self.waiting.remove(job)
