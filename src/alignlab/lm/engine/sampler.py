@@ -52,11 +52,12 @@ class EngineSampler:
         """The text of one completion, piece by piece as it is decoded; whoever stops listening cancels it."""
         tokens = self.lm.tokenizer.encode_prompt(prompt)
         handle = self.engine.submit(Request(tokens, sampling, priority=self.priority))
-        sent = ""
+        sent, taken = "", list[int]()
         try:
-            for _ in handle.stream():
-                ended = handle.finished is not None
-                text, stopped = cut(self.lm.tokenizer.decode(handle.tokens), sampling.stop)
+            for token in handle.stream():
+                taken.append(token)  # one by one, whoever steps: pieces do not depend on other threads
+                ended = handle.finished is not None and len(taken) == len(handle.tokens)
+                text, stopped = cut(self.lm.tokenizer.decode(taken), sampling.stop)
                 # Half a character, or what may become a stop string, waits for the next token.
                 ready = text if stopped or ended else text[: len(text) - held_back(text, sampling.stop)]
                 if len(ready) > len(sent):
