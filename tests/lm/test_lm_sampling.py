@@ -11,14 +11,17 @@ from torch import Tensor
 from transformers import (
     MinPLogitsWarper,
     RepetitionPenaltyLogitsProcessor,
+    SequenceBiasLogitsProcessor,
     TemperatureLogitsWarper,
     TopKLogitsWarper,
     TopPLogitsWarper,
+    TypicalLogitsWarper,
 )
 
 from alignlab.core.errors import ConfigError
 from alignlab.lm.sampling import (
     BLOCK,
+    add_bias,
     argmax,
     choose,
     draw,
@@ -26,6 +29,7 @@ from alignlab.lm.sampling import (
     keep_min_p,
     keep_top_k,
     keep_top_p,
+    keep_typical,
     penalise_repetition,
 )
 from alignlab.lm.types import SamplingParams
@@ -93,6 +97,33 @@ def test_top_p_of_a_row_does_not_depend_on_the_others() -> None:
 def test_min_p_equals_transformers(vocab: int, p: float, tied: bool) -> None:
     x = logits_of(vocab, tied=tied)
     assert torch.equal(keep_min_p(x, p), MinPLogitsWarper(p)(IDS, x))
+
+
+@pytest.mark.parametrize("vocab", SIZES)
+@pytest.mark.parametrize("p", [0.05, 0.2, 0.5, 0.9, 0.99])
+@pytest.mark.parametrize("tied", [False, True])
+def test_typical_equals_transformers(vocab: int, p: float, tied: bool) -> None:
+    x = logits_of(vocab, tied=tied).double()
+    assert torch.equal(keep_typical(x, p), TypicalLogitsWarper(p)(IDS, x))
+    cut = keep_top_k(x, 4)  # what is excluded already stays so, and counts nothing
+    assert torch.equal(keep_typical(cut, p), TypicalLogitsWarper(p)(IDS, cut))
+
+
+def test_typical_by_hand() -> None:
+    """p = (.7, .2, .1): H = .802; surprises .357, 1.609, 2.303 lie .445, .808, 1.5 from it. A flat row keeps all."""
+    x = torch.tensor([[0.7, 0.2, 0.1], [1 / 3, 1 / 3, 1 / 3]]).log()
+    assert kept(keep_typical(x, 0.5)).tolist() == [[True, False, False], [True, True, True]]
+    assert kept(keep_typical(x, 0.75)).tolist()[0] == [True, True, False]
+    # The likeliest token may be the one that goes: H = 1.471 here, and .3 is 0.27 away, the four others .27 and less.
+    odd = torch.tensor([[0.3, 0.25, 0.25, 0.2]]).log()
+    assert not kept(keep_typical(odd, 0.4))[0, 0]
+
+
+def test_bias_equals_transformers() -> None:
+    x, bias = logits_of(300), ((7, 2.5), (0, -100.0), (299, 1e-3))
+    expected = SequenceBiasLogitsProcessor([[[token], nats] for token, nats in bias])(IDS, x)
+    assert torch.equal(add_bias(x, bias), expected)
+    assert torch.allclose(add_bias(x, ((7, 1.0), (7, 1.5))), add_bias(x, ((7, 2.5),)))
 
 
 @pytest.mark.parametrize("vocab", SIZES)
@@ -206,13 +237,35 @@ def test_choose_penalises_filters_and_draws() -> None:
     assert choose(x, SamplingParams(), uniform, None).tolist() == [2]
     assert choose(x, SamplingParams(top_k=2), uniform, None).tolist() == [1]
     assert choose(x, SamplingParams(temperature=0.01), torch.tensor([0.99]), None).tolist() == [0]
+    assert choose(x, SamplingParams(temperature=0, logit_bias=((2, 3.5),)), uniform, None).tolist() == [2]
+    # The bias comes before the penalty: (2.0 + 1.0) / 1.5 is above 1.9.
+    biased = SamplingParams(temperature=0, logit_bias=((0, 1.0),), repetition_penalty=1.5)
+    assert choose(x, biased, uniform, seen).tolist() == [0]
+    # A constraint comes before the filters: the top two are those of what is allowed.
+    allowed = torch.tensor([[False, True, True]])
+    assert choose(x, SamplingParams(top_k=2), torch.tensor([0.0]), None, allowed).tolist() == [1]
+    assert choose(x, SamplingParams(top_k=2), uniform, None, allowed).tolist() == [2]
+    assert choose(x, SamplingParams(temperature=0), uniform, None, torch.tensor([[False, False, True]])).tolist() == [2]
+
+
+@pytest.mark.parametrize("vocab", SIZES)
+@pytest.mark.parametrize("broken", [float("nan"), float("inf"), -float("inf")])
+def test_what_is_not_finite_gives_some_token_of_the_vocabulary(vocab: int, broken: float) -> None:
+    """Whoever asks finds out by the log-probability; no index may leave the vocabulary before."""
+    one, every = logits_of(vocab), torch.full((4, vocab), broken)
+    one[:, vocab // 2] = broken
+    for x in (one, every):
+        for sampling in (SamplingParams(), SamplingParams(temperature=0), SamplingParams(top_p=0.9, typical_p=0.9)):
+            chosen = choose(x, sampling, torch.tensor([0.0, 0.5, 0.9, 1.0]), None)
+            assert ((chosen >= 0) & (chosen < vocab)).all()
 
 
 @pytest.mark.parametrize(
     "fields",
     [
         {"max_tokens": 0}, {"temperature": -0.1}, {"top_k": -1}, {"top_p": 0.0}, {"top_p": 1.1}, {"min_p": 1.0},
-        {"min_p": -0.1}, {"repetition_penalty": 0.0}, {"stop": ("a", "")},
+        {"min_p": -0.1}, {"repetition_penalty": 0.0}, {"stop": ("a", "")}, {"typical_p": 0.0}, {"n": 0},
+        {"logit_bias": ((-1, 1.0),)}, {"logit_bias": ((3, float("inf")),)}, {"logit_bias": (("a", 1.0),)},
     ],
 )  # fmt: skip
 def test_impossible_parameters_are_refused(fields: dict[str, Any]) -> None:

@@ -23,8 +23,11 @@ from alignlab.lm.tokenizer import Tokenizer
 
 WRAP_UP_ROOM = 48
 """A row looks for a way to the end in its last so many tokens (more where even the shortest answer is long)."""
-CLOSERS, FILLERS = ('"', "}", "]"), ("1", "0", "a")
-"""What finishes the parts of a JSON document, and what stands where one may not end yet."""
+CLOSERS, FILLERS, TEXT_ONLY = ('"', "}", "]"), ("1", "0", "a"), ("z", "Z", "@")
+"""What finishes the parts of a JSON document, what stands where one may not end yet, and what tells that one is a
+string: characters of no other part."""
+CHARACTERS = [chr(i) for i in range(33, 127) if chr(i) != "\\"]
+"""What may have to stand before an end: no backslash, after which a quotation mark ends nothing."""
 TRIED = 32
 """Tokens tried for one that makes the answer whole, where no printable character may come next."""
 JSON_STYLE = {"whitespace_flexible": False, "item_separator": ", ?", "key_separator": ": ?"}
@@ -87,9 +90,9 @@ class Guide:
         self._matcher = llguidance.LLMatcher(words, _compile(llguidance.LLMatcher, constraint), log_level=0)
         if self._matcher.is_error():
             raise SamplerError(_refusal(self.name, self._matcher.get_error()))
-        self.closers, self.fillers, self.characters = (
+        self.closers, self.fillers, self.text_only, self.characters = (
             [ids[0] for piece in pieces if len(ids := words.greedy_tokenize(piece)) == 1]
-            for pieces in (CLOSERS, FILLERS, map(chr, range(33, 127)))
+            for pieces in (CLOSERS, FILLERS, TEXT_ONLY, CHARACTERS)
         )
         start = self.start()
         start.allowed()
@@ -174,28 +177,26 @@ class GuideState:
         forced = [token for token in matcher.compute_ff_tokens() if token not in self.guide.end_ids]
         if forced and (taken := matcher.try_consume_tokens(forced)):
             return forced[:taken]
-        mask = self._mask_of(matcher)
-        mask[list(self.guide.end_ids)] = False
-        for group in (
-            self.guide.closers,
-            self._finishing(matcher, mask),
-            self.guide.fillers,
-            mask.nonzero()[:1, 0].tolist(),
-        ):
-            for token in group:
-                if bool(mask[token]) and matcher.consume_token(token):
-                    return [token]
-        return []
+        mask, guide = self._mask_of(matcher), self.guide
+        mask[list(guide.end_ids)] = False
+        # Inside a string brackets are characters like others.
+        closers = guide.closers[:1] if any(bool(mask[token]) for token in guide.text_only) else guide.closers
+        found = next((token for token in closers if bool(mask[token])), None)
+        if found is None:
+            found = self._finishing(matcher, mask, closers)
+        if found is None:
+            found = next((token for token in guide.fillers if bool(mask[token])), int(mask.int().argmax()))
+        return [found] if bool(mask[found]) and matcher.consume_token(found) else []
 
-    def _finishing(self, matcher: Any, mask: Tensor) -> list[int]:
+    def _finishing(self, matcher: Any, mask: Tensor, closers: list[int]) -> int | None:
         """The first character after which the answer is whole, or its part may be closed."""
         characters = [token for token in self.guide.characters if bool(mask[token])]
         for token in characters or mask.nonzero()[:TRIED, 0].tolist():
             probe = matcher.deep_copy()
             probe.consume_token(token)
-            if probe.is_accepting() or any(probe.validate_tokens([closer]) for closer in self.guide.closers):
-                return [token]
-        return []
+            if probe.is_accepting() or any(probe.validate_tokens([closer]) for closer in closers):
+                return int(token)
+        return None
 
     def _mask_of(self, matcher: Any) -> Tensor:
         packed = torch.frombuffer(bytearray(matcher.compute_bitmask()), dtype=torch.uint8)
