@@ -20,7 +20,7 @@ from alignlab.lm import bench_limits, bench_model
 from alignlab.lm.bench_cli import BenchConfig, bench
 from alignlab.lm.bench_limits import Limits, Need, cache_bytes, measure_limits, prefill_need, step_need, weight_bytes
 from alignlab.lm.bench_model import Setting, figures, peak_memory, random_prompts, table, time_contenders
-from alignlab.lm.bench_peers import Contender, find_peers, llama_cpp_peer, ours
+from alignlab.lm.bench_peers import Contender, Room, engine, find_peers, llama_cpp_peer, ours
 from alignlab.lm.cache import KVCache
 from alignlab.lm.hf_export import export_hf
 from alignlab.lm.language_model import LanguageModel
@@ -138,22 +138,24 @@ def test_ours_generates_exactly_what_is_asked_whatever_the_model_says(
     make_reciter: Callable[..., LanguageModel],
 ) -> None:
     lm = make_reciter([104, 0, 105, 0, 0])  # 0 ends an answer
-    contender = ours(lm, batch=2)
-    contender.generate([[7], [9]], 5)
-    with pytest.raises(SamplerError, match="alignlab generated 5 tokens where 6 were asked for"):
-        contender.generate([[7]], 6)  # its context ends there
+    for contender in (ours(lm, batch=2), engine(lm, Room(batch=2, tokens=6))):
+        contender.generate([[7], [9]], 5)
+        with pytest.raises(SamplerError, match=f"{contender.name} generated 5 tokens where 6 were asked for"):
+            contender.generate([[7]], 6)  # its context ends there
 
 
 def test_peers_that_are_here_run_and_the_others_say_why(
     make_lm: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     lm = make_lm("llama")
-    found, left_out = find_peers(lm, ("transformers", "llama-cpp"), tmp_path, gguf=None, n_ctx=20)
+    found, left_out = find_peers(lm, ("transformers", "llama-cpp"), tmp_path, gguf=None, room=Room(2, 20))
     assert [peer.name for peer in found] == ["transformers"]
     found[0].generate([[5, 6, 7], [8, 9, 10]], 4)
     assert "--gguf names none" in left_out["llama-cpp"]
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    found, left_out = find_peers(lm, ("transformers", "llama-cpp"), tmp_path, gguf=tmp_path / "m.gguf", n_ctx=20)
+    found, left_out = find_peers(
+        lm, ("transformers", "llama-cpp"), tmp_path, gguf=tmp_path / "m.gguf", room=Room(2, 20)
+    )
     assert found == []
     assert left_out == {
         "transformers": "transformers is not installed",
@@ -210,7 +212,7 @@ def test_the_command_measures_prints_and_goes_on(
 ) -> None:
     directory = export_hf(make_lm("llama"), tmp_path / "model")
     line = ["model", str(directory), "--batches", "1", "2", "--prompts", "4", "--new", "3", "--rounds", "2"]
-    line += ["--peers", "transformers", "--run", str(tmp_path / "run")]
+    line += ["--peers", "engine", "transformers", "--run", str(tmp_path / "run")]
     assert bench(line) == 0
     printed = capsys.readouterr().out
     assert "float32" in printed
@@ -218,7 +220,7 @@ def test_the_command_measures_prints_and_goes_on(
     assert f"run  {tmp_path / 'run'}" in printed
     results = json.loads((tmp_path / "run" / "artifacts" / "bench.json").read_text())
     assert [(row["engine"], row["batch"]) for row in results["rows"]] == [
-        (name, batch) for batch in (1, 2) for name in ("alignlab", "transformers")
+        (name, batch) for batch in (1, 2) for name in ("alignlab", "engine", "transformers")
     ]
     for row in results["rows"]:
         assert row["tokens_per_second"] > 0

@@ -127,6 +127,12 @@ def test_impossible_endpoints_are_refused() -> None:
             RemoteSampler(url, "m")
 
 
+def test_what_a_server_refuses_to_score_is_not_asked_of_it() -> None:
+    sampler = RemoteSampler("http://127.0.0.1:9/v1", "m", options=RemoteOptions(dialect="llama.cpp"))
+    with pytest.raises(SamplerError, match=r"llama\.cpp's server does not score a given text"):
+        sampler.logprobs(["a"], ["b"])
+
+
 def reply(tokens: list[str], values: list[float | None], offsets: list[int] | None = None) -> dict[str, Any]:
     scores: dict[str, Any] = {"tokens": tokens, "token_logprobs": values}
     return {"choices": [{"logprobs": scores | ({} if offsets is None else {"text_offset": offsets})}]}

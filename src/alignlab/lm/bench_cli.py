@@ -43,8 +43,8 @@ class BenchConfig:
     """Tokens generated after each prompt."""
     rounds: int = 3
     """Timings of each figure, of which the median is shown; one more warms up."""
-    peers: tuple[Literal["transformers", "llama-cpp"], ...] = ("transformers", "llama-cpp")
-    """Who is measured beside us where installed; nothing after the flag means nobody."""
+    peers: tuple[Literal["engine", "transformers", "llama-cpp"], ...] = ("engine", "transformers", "llama-cpp")
+    """Who is measured beside the sampler, where installed; nothing after the flag means nobody."""
     gguf: Path | None = None
     """The GGUF file that llama.cpp reads; by default the model itself if it is one."""
     threads: int = 0
@@ -116,7 +116,7 @@ def measure(config: BenchConfig, run: Run, progress: Progress) -> dict[str, Any]
 
     from alignlab.lm.bench_limits import measure_limits, middle, weight_bytes
     from alignlab.lm.bench_model import Setting
-    from alignlab.lm.bench_peers import find_peers
+    from alignlab.lm.bench_peers import Room, find_peers
     from alignlab.lm.language_model import load
 
     if config.threads:
@@ -134,8 +134,8 @@ def measure(config: BenchConfig, run: Run, progress: Progress) -> dict[str, Any]
     memory = run.stage("memory", lambda: _memory(lm, settings, config.seed))
     with tempfile.TemporaryDirectory() as folder:
         gguf = config.gguf or (Path(lm.source) if lm.source.endswith(".gguf") else None)
-        room = max(config.prompts) + config.new
-        peers, left_out = find_peers(lm, config.peers, Path(folder), gguf=gguf, n_ctx=room)
+        room = Room(max(config.batches), max(config.prompts) + config.new)
+        peers, left_out = find_peers(lm, config.peers, Path(folder), gguf=gguf, room=room)
         seconds = _time_all(lm, settings, peers, config, run, progress)
     after = run.stage("limits-after", probe)
     from alignlab.lm.bench_limits import Limits

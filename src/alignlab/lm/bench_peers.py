@@ -16,7 +16,7 @@ from alignlab.core.errors import AlignlabError, SamplerError
 from alignlab.lm.hf_export import export_hf
 from alignlab.lm.language_model import LanguageModel
 from alignlab.lm.local import LocalSampler
-from alignlab.lm.types import Prompt, SamplingParams
+from alignlab.lm.types import Prompt, Sampler, SamplingParams
 
 Generate = Callable[[list[list[int]], int], None]
 """Continue prompts, given as token ids, by exactly that many tokens each, greedily."""
@@ -30,6 +30,16 @@ class Contender:
     generate: Generate
     largest_batch: int = 0
     """Most prompts at once; 0 is no limit."""
+
+
+@dataclass(frozen=True)
+class Room:
+    """The largest that will be asked for."""
+
+    batch: int
+    """Prompts at once."""
+    tokens: int
+    """Tokens of a prompt and its answer."""
 
 
 class _GivenTokens:
@@ -51,15 +61,33 @@ class _GivenTokens:
 
 def ours(lm: LanguageModel, batch: int) -> Contender:
     """`LocalSampler` on the model, `batch` prompts at a time."""
-    given: Any = _GivenTokens(lm.tokenizer)
-    sampler = LocalSampler(dataclasses.replace(lm, tokenizer=given), batch_size=batch)
+    return _sampling("alignlab", LocalSampler(_given(lm), batch_size=batch))
 
+
+def engine(lm: LanguageModel, room: Room) -> Contender:
+    """The lab's own engine (`alignlab.lm.engine`), with a cache that holds the largest setting and no more."""
+    from alignlab.lm.engine.engine import Engine
+    from alignlab.lm.engine.sampler import EngineSampler
+
+    block = 16
+    blocks = room.batch * (-(-room.tokens // block) + 1)
+    return _sampling(
+        "engine", EngineSampler(Engine(_given(lm), blocks=blocks, block_size=block, max_running=room.batch))
+    )
+
+
+def _given(lm: LanguageModel) -> LanguageModel:
+    given: Any = _GivenTokens(lm.tokenizer)
+    return dataclasses.replace(lm, tokenizer=given)
+
+
+def _sampling(name: str, sampler: Sampler) -> Contender:
     def generate(prompts: list[list[int]], new: int) -> None:
         texts = [" ".join(map(str, ids)) for ids in prompts]
         done = sampler.generate(texts, SamplingParams(max_tokens=new, temperature=0.0))
-        _check("alignlab", [len(completion.tokens) for completion in done], new)
+        _check(name, [len(completion.tokens) for completion in done], new)
 
-    return Contender("alignlab", generate)
+    return Contender(name, generate)
 
 
 def transformers_peer(lm: LanguageModel, folder: Path) -> Contender:
@@ -123,18 +151,20 @@ def llama_cpp_peer(file: Path, n_ctx: int, *, gpu: bool) -> Contender:
 
 
 def find_peers(
-    lm: LanguageModel, names: Sequence[str], folder: Path, *, gguf: Path | None, n_ctx: int
+    lm: LanguageModel, names: Sequence[str], folder: Path, *, gguf: Path | None, room: Room
 ) -> tuple[list[Contender], dict[str, str]]:
     """The peers of `names` that can run this model here, and why the others cannot."""
     found, left_out = [], {}
     for name in names:
         try:
-            if name == "transformers":
+            if name == "engine":
+                found.append(engine(lm, room))
+            elif name == "transformers":
                 found.append(transformers_peer(lm, folder))
             elif gguf is None:
                 raise SamplerError("it reads GGUF files; the model is none and --gguf names none")
             else:
-                found.append(llama_cpp_peer(gguf, n_ctx, gpu=lm.model.embed.weight.device.type == "cuda"))
+                found.append(llama_cpp_peer(gguf, room.tokens, gpu=lm.model.embed.weight.device.type == "cuda"))
         except AlignlabError as error:
             left_out[name] = str(error)
         except Exception as error:  # a peer that fails to start must not cost our own figures

@@ -168,6 +168,8 @@ class RemoteSampler:
             raise SamplerError("scoring a conversation at an endpoint needs `tokenizer`, which renders it to text")
         else:
             before = self.tokenizer.render_chat(prompt)
+        if self.options.dialect == "llama.cpp":
+            raise SamplerError("llama.cpp's server does not score a given text (it refuses `echo`); load the GGUF here")
         request = {"model": self.model, "prompt": before + after, "max_tokens": 1, "echo": True, "logprobs": 1}  # type: ignore[operator]
         request |= {"temperature": 0, **self.options.extra}
         reply = self._transport.post("/completions", request, tokens=self._tokens(request, 1), stop=stop)

@@ -54,6 +54,8 @@ def constraint_fields(constraint: Constraint, dialect: Dialect) -> dict[str, Any
     """The field that holds answers to a form. Every dialect knows JSON schemas; of the others only vLLM knows Lark's
     notation of grammars, and only vLLM and SGLang regular expressions. Raises `SamplerError` for the rest."""
     kind, source = constraint.kind, constraint.source
+    if kind == "json_schema" and dialect == "llama.cpp":
+        return {"json_schema": json.loads(source)}  # `response_format` is only known to its conversations
     if kind == "json_schema":
         schema = {"name": "answer", "schema": json.loads(source), "strict": True}
         return {"response_format": {"type": "json_schema", "json_schema": schema}}

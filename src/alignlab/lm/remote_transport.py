@@ -169,8 +169,8 @@ class Transport:
         # The jitter spreads retries of parallel requests; it never touches a result.
         own = min(self.limits.first_wait * 2**attempt, self.limits.longest_wait) * random.uniform(0.75, 1.0)
         if asked:
-            self.limiter.hold(asked)
-        if stop.wait(max(own, asked)):
+            self.limiter.hold(asked)  # the next attempt waits for it too, when it asks to be admitted
+        if stop.wait(own):
             raise Stopped
 
     def _words(self, error: Exception) -> str:
