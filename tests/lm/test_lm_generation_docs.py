@@ -18,7 +18,7 @@ def test_examples_run(capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, str(GUIDE), "exec"), names)
-    assert len(blocks) == 6
+    assert len(blocks) == 10
     assert "length" in capsys.readouterr().out
 
 
