@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import importlib
 import ipaddress
 import os
+import shutil
 import socket
+import sys
 from collections.abc import Iterator
 from typing import Any
 
@@ -42,6 +45,17 @@ def _no_network() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(socket.socket, "connect", guarded)
         yield
+
+
+@pytest.fixture
+def compiler(monkeypatch: pytest.MonkeyPatch) -> None:
+    """For tests that really compile: skips where that is impossible."""
+    if shutil.which("g++") is None:
+        pytest.skip("torch.compile needs a C++ compiler on the CPU")
+    # setuptools, which the compiler imports, refuses a process in which something has imported distutils before it.
+    for name in [name for name in sys.modules if name.split(".")[0] == "distutils"]:
+        monkeypatch.delitem(sys.modules, name)
+    importlib.import_module("setuptools")
 
 
 def _is_local(host: str) -> bool:

@@ -98,6 +98,23 @@ def test_compile_wraps_hidden_states_and_puts_it_back(monkeypatch: pytest.Monkey
     assert "hidden_states" not in vars(compiled)
 
 
+@pytest.mark.parametrize("recomputed", [False, True])
+def test_a_deep_model_is_compiled_a_block_at_a_time(recomputed: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[str] = []
+
+    def fake(function: Any) -> Any:
+        return lambda *args, **kwargs: (seen.append(function.__qualname__), function(*args, **kwargs))[1]
+
+    monkeypatch.setattr(torch, "compile", fake)
+    monkeypatch.setattr("alignlab.train.context.WHOLE_BLOCKS", 1)
+    plain, history = trained(CONFIG)
+    compiled, again = trained(replace(CONFIG, compile=True, gradient_checkpointing=recomputed))
+    assert seen == ["TransformerBlock.forward"] * len(plain.blocks) * 8 * (2 if recomputed else 1)
+    assert history == again
+    assert_same(plain, compiled)
+    assert all("forward" not in vars(block) for block in compiled.blocks)
+
+
 def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     from torch._dynamo.exc import BackendCompilerFailed
 
@@ -114,6 +131,7 @@ def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler uses what torch deprecates
+@pytest.mark.usefixtures("compiler")
 def test_really_compiled_training_gives_the_same_losses() -> None:
     _, history = trained(CONFIG)
     _, compiled = trained(replace(CONFIG, compile=True))
