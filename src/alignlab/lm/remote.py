@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 import threading
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor, wait
 from typing import Any, TypeVar
 
 from torch import Tensor
@@ -113,16 +112,33 @@ class RemoteSampler:
         if not items:
             return []
         stop = threading.Event()
-        with ThreadPoolExecutor(max_workers=min(self.limits.concurrency, len(items))) as pool:
-            tasks = [pool.submit(_guarded, work, item, stop) for item in items]
+        found: list[T | SamplerError | None] = [None] * len(items)
+        places, lock, crashes = iter(range(len(items))), threading.Lock(), list[BaseException]()
+
+        def serve() -> None:
             try:
-                wait(tasks)
-            except BaseException:
+                while True:
+                    with lock:
+                        place = next(places, None)
+                    if place is None:
+                        return
+                    found[place] = _guarded(work, items[place], stop)
+            except BaseException as crash:  # no mistake of a user's or a server's
+                crashes.append(crash)
                 stop.set()
-                pool.shutdown(wait=False, cancel_futures=True)
-                raise
-        self.usage.write()
-        found = [task.result() for task in tasks]
+
+        # Not a pool: its threads would keep Ctrl-C waiting for the replies in flight.
+        threads = [threading.Thread(target=serve, daemon=True) for _ in range(min(self.limits.concurrency, len(items)))]
+        try:
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
+        finally:
+            stop.set()
+            self.usage.write()
+        if crashes:
+            raise crashes[0]
         cause = next((f for f in found if isinstance(f, EndpointError) and f.fatal), None)
         return [SamplerError(f"not asked, because of another: {cause}") if f is None else f for f in found]
 
