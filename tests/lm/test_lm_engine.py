@@ -329,8 +329,8 @@ def test_logits_that_are_not_numbers_fail_their_request_alone(when: str, make_lm
     lm = make_lm(tie_embeddings=False)
     with torch.no_grad():
         lm.model.embed.weight[299] = float("nan")
-    prompts, engine = plain(6, 30), Engine(lm, blocks=12, prefill_chunk=16)
-    prompts = [[min(t, 298) for t in p] for p in prompts]
+    prompts, engine = plain(5, 30), Engine(lm, blocks=40, prefill_chunk=16)
+    prompts = [[min(t, 298) for t in p] for p in prompts] + [[5] * 16 + [6] * 3]  # begins as those that fail
     expected = [Engine(lm).submit(Request(p, DRAWN)).wait().logprobs for p in prompts]
     bad: list[Handle] = []
     for _ in range(3):

@@ -21,7 +21,7 @@ MINUTES = float(os.environ.get("ALIGNLAB_LOAD_MINUTES", "0.5"))
 N_CTX = 256
 
 
-def draw_requests(n: int, vocab_size: int, *, seed: int, sampled: bool) -> list[Request]:
+def draw_requests(n: int, vocab_size: int, *, seed: int, sampled: bool, longest: int = 40) -> list[Request]:
     """Mixed lengths; a third begins with one of three long beginnings; a fifth of the sampled ones is greedy."""
     draw = random.Random(seed)
     beginnings = [[draw.randrange(2, vocab_size) for _ in range(length)] for length in (20, 48, 100)]
@@ -32,7 +32,7 @@ def draw_requests(n: int, vocab_size: int, *, seed: int, sampled: bool) -> list[
             tokens = draw.choice(beginnings) + tokens
         greedy = not sampled or draw.random() < 0.2
         sampling = SamplingParams(
-            max_tokens=draw.choice((1, 4, 12, 40)), temperature=0 if greedy else 0.9, seed=i,
+            max_tokens=draw.choice((1, 4, 12, longest)), temperature=0 if greedy else 0.9, seed=i,
             top_p=draw.choice((0.9, 1.0)), repetition_penalty=draw.choice((1.0, 1.2)),
         )  # fmt: skip
         requests.append(Request(tokens, sampling, priority=draw.choice((0, 0, 1, 2)), end_ids=frozenset({5, 6})))
@@ -90,9 +90,9 @@ def test_two_hundred_at_a_time_with_random_cancellation(make_lm: MakeLM) -> None
     """Runs `ALIGNLAB_LOAD_MINUTES` (half a minute where unset). 200 requests are in flight all the time; one in ten is
     cancelled at a random moment. Nothing leaks, nobody starves, every answer is the one given alone."""
     lm = make_lm(n_ctx=N_CTX, tie_embeddings=False)
-    requests = draw_requests(600, 300, seed=2, sampled=True)
+    requests = draw_requests(300, 300, seed=2, sampled=True, longest=100)
     expected = alone(lm, requests)
-    engine, draw = Engine(lm, blocks=150, max_running=64, prefill_chunk=256), random.Random(0)
+    engine, draw = Engine(lm, blocks=80, max_running=64, prefill_chunk=256), random.Random(0)
     flying: dict[str, tuple[int, Handle]] = {}
     waits: dict[int, list[int]] = defaultdict(list)
     ends: Counter[str] = Counter()
@@ -124,7 +124,8 @@ def test_two_hundred_at_a_time_with_random_cancellation(make_lm: MakeLM) -> None
     assert sum(ends.values()) == served
     assert min(ends["cancelled"], ends["length"], ends["stop"], stats.preemptions) > 0
     assert stats.blocks_used == stats.running == stats.waiting == 0
-    assert sorted([*engine.pool.free, *engine.pool.idle]) == list(range(1, 151))
-    # Everybody's turn comes within what 200 requests before it and two levels of priority can take.
-    assert max(map(max, waits.values())) < 2 * engine.ageing + 400
+    assert sorted([*engine.pool.free, *engine.pool.idle]) == list(range(1, 81))
+    # Everybody's turn comes once two levels of priority are waited for and those ranked before it, at most 200 at that
+    # moment, have had theirs: a dozen or more run at a time, for a hundred steps at most, if they are not preempted.
+    assert max(map(max, waits.values())) < 2 * engine.ageing + 2000
     assert memory[-1] - memory[len(memory) // 3] < 32 * 1024  # kilobytes
