@@ -23,9 +23,13 @@ from alignlab.lm.tokenizer import Tokenizer
 
 WRAP_UP_ROOM = 48
 """A row looks for a way to the end in its last so many tokens (more where even the shortest answer is long)."""
-CLOSERS, FILLERS, TEXT_ONLY = ('"', "}", "]"), ("1", "0", "a"), ("z", "Z", "@")
-"""What finishes the parts of a JSON document, what stands where one may not end yet, and what tells that one is a
-string: characters of no other part."""
+CLOSERS, TEXT_ONLY = ('"', "}", "]"), ("z", "Z", "@")
+"""What finishes the parts of a JSON document, and what tells that a part is a string: characters of no other."""
+FILLERS = ("1", "@", "a", ".", "0", ":", "1", "-")
+"""What stands in turn where a part may not end yet: formats want signs between letters and digits."""
+MOST_FILLERS, PAUSE, SURVEY = 64, 8, 16
+"""Fillers of one way; tokens from one look without a find to the next, and from one look far from the end to the next.
+"""
 CHARACTERS = [chr(i) for i in range(33, 127) if chr(i) != "\\"]
 """What may have to stand before an end: no backslash, after which a quotation mark ends nothing."""
 TRIED = 32
@@ -94,11 +98,12 @@ class Guide:
             [ids[0] for piece in pieces if len(ids := words.greedy_tokenize(piece)) == 1]
             for pieces in (CLOSERS, FILLERS, TEXT_ONLY, CHARACTERS)
         )
+        self.zone = WRAP_UP_ROOM
         start = self.start()
         start.allowed()
         way = start.way_out(8 * WRAP_UP_ROOM) if constraint.wrap_up else None
         self.zone = max(WRAP_UP_ROOM, 2 * len(way or ()))
-        """With more than this many tokens left a row goes on freely."""
+        """With more than this many tokens left a row goes on freely, unless what it has begun takes longer to end."""
 
     def start(self) -> GuideState:
         """The state of an answer of which nothing is written."""
@@ -114,6 +119,7 @@ class GuideState:
         self._mask: Tensor | None = None
         self._way: list[int] | None = None
         self._next_way: list[int] | None = None
+        self._zone, self._look_again = guide.zone, 0
 
     @property
     def finished(self) -> bool:
@@ -124,6 +130,7 @@ class GuideState:
         """The same state, to be advanced by itself."""
         twin = GuideState(self.guide, self._matcher.deep_copy())
         twin.written, twin._mask, twin._way = self.written, self._mask, self._way
+        twin._zone, twin._look_again = self._zone, self._look_again
         return twin
 
     def allowed(self) -> Bool[Tensor, " vocab"]:
@@ -142,7 +149,11 @@ class GuideState:
         """
         if not bool(self.allowed()[token]):
             return None  # nothing was allowed but the end that this tokenizer has no token for
-        if not self.guide.constraint.wrap_up or remaining > self.guide.zone or token in self.guide.end_ids:
+        if not self.guide.constraint.wrap_up or token in self.guide.end_ids:
+            return token
+        if self.written % SURVEY == 0 and remaining > self._zone:
+            self._zone = max(self._zone, 2 * len(self.way_out(remaining) or ()))
+        if remaining > self._zone or self._look_again > self.written:
             return token
         after = self.copy()
         after.advance(token)
@@ -150,8 +161,9 @@ class GuideState:
         if self._next_way is not None:
             return token
         way = self._way if self._way is not None else self.way_out(remaining)
-        if way is None:
-            return token  # no way is known that is short enough: the answer breaks off at its last token
+        if way is None:  # none is known that is short enough: the answer may break off at its last token
+            self._look_again = self.written + PAUSE
+            return token
         self._next_way = way[1:]
         return way[0] if way else min(self.guide.end_ids, default=None)
 
@@ -163,20 +175,24 @@ class GuideState:
         self._mask, self._way, self._next_way = None, self._next_way, None
 
     def way_out(self, limit: int) -> list[int] | None:
-        """Tokens, `limit` at most, that make the answer whole; not always the fewest, and None where none are found."""
-        matcher, way = self._matcher.deep_copy(), list[int]()
+        """Tokens, `limit` at most, that make the answer whole; not always the fewest, and None where none are found.
+
+        Goes by simple rules: what is forced, what closes, what lets close, and fillers in turn.
+        """
+        matcher, way, fillers = self._matcher.deep_copy(), list[int](), 0
         while not matcher.is_accepting():
-            step = self._closing_step(matcher) if len(way) < limit else []
-            if not step:
+            step, fills = self._closing_step(matcher, fillers) if len(way) < limit else ([], False)
+            if not step or fillers > MOST_FILLERS:
                 return None
+            fillers += fills
             way.extend(step)
         return way if len(way) <= limit else None
 
-    def _closing_step(self, matcher: Any) -> list[int]:
-        """The next tokens of a way out, consumed: what is forced, else the best that may come next."""
+    def _closing_step(self, matcher: Any, turn: int) -> tuple[list[int], bool]:
+        """The next tokens of a way out, consumed, and whether they are no more than filler."""
         forced = [token for token in matcher.compute_ff_tokens() if token not in self.guide.end_ids]
         if forced and (taken := matcher.try_consume_tokens(forced)):
-            return forced[:taken]
+            return forced[:taken], False
         mask, guide = self._mask_of(matcher), self.guide
         mask[list(guide.end_ids)] = False
         # Inside a string brackets are characters like others.
@@ -184,9 +200,12 @@ class GuideState:
         found = next((token for token in closers if bool(mask[token])), None)
         if found is None:
             found = self._finishing(matcher, mask, closers)
+        fills = found is None
         if found is None:
-            found = next((token for token in guide.fillers if bool(mask[token])), int(mask.int().argmax()))
-        return [found] if bool(mask[found]) and matcher.consume_token(found) else []
+            start = turn % max(1, len(guide.fillers))
+            turned = guide.fillers[start:] + guide.fillers[:start]
+            found = next((token for token in turned if bool(mask[token])), int(mask.int().argmax()))
+        return ([found] if bool(mask[found]) and matcher.consume_token(found) else []), fills
 
     def _finishing(self, matcher: Any, mask: Tensor, closers: list[int]) -> int | None:
         """The first character after which the answer is whole, or its part may be closed."""
