@@ -43,6 +43,14 @@ class QuantMatrix(nn.Module):
         table = None if rounded.table is None else torch.tensor(rounded.table, device=device)
         self.register_buffer("table", table, persistent=False)
 
+    def _apply(self, fn: Any, recurse: bool = True) -> QuantMatrix:
+        """Moves to other devices; another type changes what the layer computes in, never codes, scales or table."""
+        probe = fn(torch.empty(0, dtype=self.dtype, device=self.codes.device))
+        self.dtype = probe.dtype
+        for name, buffer in self._buffers.items():
+            self._buffers[name] = None if buffer is None else buffer.to(probe.device)
+        return self
+
     @property
     def weight(self) -> Tensor:
         """The matrix as a tensor that any operation may use: products use the codes, all else what they stand for."""

@@ -54,7 +54,9 @@ class QuantReport:
             for layer in self.layers
         ]
         widths = [max(len(row[i]) for row in (head, *rows)) for i in range(len(head))]
-        return "\n".join("  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in (head, *rows))
+        return "\n".join(
+            "  ".join(f"{c:<{w}}" for c, w in zip(row, widths, strict=True)).rstrip() for row in (head, *rows)
+        )
 
     def summary(self) -> str:
         """One sentence."""
