@@ -86,6 +86,26 @@ def test_accepted_tokens_follow_the_target_whatever_drafts(seed: int) -> None:
     assert p_value(found, wrong) < FALSE_ALARM
 
 
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_one_token_has_the_targets_shares_on_an_even_grid(seed: int) -> None:
+    """No chance: over a grid of both uniform numbers, sum over drafted x of q(x) · share of y is p(y)."""
+    target, drafted = pair_of(5, seed)
+    n, shares = 400, torch.zeros(5)
+    grid = (torch.arange(n) + 0.5) / n
+    for x, q in enumerate(drafted[0].tolist()):
+        if q == 0:
+            continue
+        first = [accept(target[:2], drafted[:1], [x], torch.stack([u, u, torch.tensor(0.5)])) for u in grid]
+        stands = sum(len(tokens) == 2 for tokens in first) / n
+        shares[x] += q * stands
+        if stands < 1:
+            fallen = torch.tensor(1.0)
+            for u in grid:
+                y = accept(target[:2], drafted[:1], [x], torch.stack([fallen, fallen, u]))[0]
+                shares[y] += q * (1 - stands) / n
+    assert (shares - target[0]).abs().max() < 0.006  # a grid of 400 misses by 1/400 at most, in each of the two
+
+
 def test_a_drafter_equal_to_the_target_is_always_accepted() -> None:
     target, _ = pair_of(7, 3)
     generator = torch.Generator().manual_seed(1)
