@@ -26,11 +26,13 @@ pytestmark = pytest.mark.slow
 PYTHON = os.environ.get("ALIGNLAB_LLAMA_PYTHON", sys.executable)
 N_NEW = 32
 PROMPTS = [
-    "What is the capital of France?", "Name three primary colours.", "Write a haiku about rain.", "Why is the sky blue?",
+    "What is the capital of France?", "Name three primary colours.", "Write a haiku about rain.",
+    "Why is the sky blue?",
     "Explain gravity to a child.", "Translate 'good morning' to Spanish.", "What is 12 + 7?", "List the planets.",
     "Give me a recipe for pancakes.", "Who wrote Hamlet?", "What does a compiler do?", "Describe the ocean.",
     "How do bees make honey?", "What is photosynthesis?", "Tell me a joke.", "What is a prime number?",
-    "Write a polite email declining an invitation.", "What causes tides?", "Define entropy.", "How does a bicycle stay up?",
+    "Write a polite email declining an invitation.", "What causes tides?", "Define entropy.",
+    "How does a bicycle stay up?",
     "naïve café, 東京 — 2024: what do these have in common?", "def fib(n):\n    # what is missing here?",
     "Summarise: the cat sat on the mat, then left.", "What are the benefits of sleep?",
 ]  # fmt: skip

@@ -1,4 +1,4 @@
-"""Weights of few bits: exact cases, reference dequantisation, products by every way, reports, QLoRA."""
+"""Weights of few bits: exact cases, reference dequantisation, reports, QLoRA."""
 
 from __future__ import annotations
 
@@ -13,12 +13,10 @@ from scipy.stats import norm
 from torch import nn
 
 from alignlab.core.errors import ConfigError, ModelError
-from alignlab.lm.linear import times
 from alignlab.lm.lora import LoraConfig, add_lora, lora_parameters, merge_lora
 from alignlab.lm.model import GPTModel
-from alignlab.lm.quant import cpu_kernel, torch_kernels
 from alignlab.lm.quant.apply import SCHEMES, dequantise, fitting_group, memory, plain_parameters, quantise
-from alignlab.lm.quant.layers import QuantEmbedding, QuantLinear, QuantMatrix
+from alignlab.lm.quant.layers import QuantLinear, QuantMatrix
 from alignlab.lm.quant.layout import pack_codes, pack_rows, unpack_codes, unpack_rows
 from alignlab.lm.quant.rounding import NF4, grouped
 
@@ -68,6 +66,8 @@ def test_no_number_is_further_from_its_original_than_half_a_step(scheme: str, st
     groups = grouped(weight, 32)
     half = (groups.abs().amax(-1) if scheme == "int8" else (groups.amax(-1) - groups.amin(-1)) / 2) / steps / 2
     error = (grouped(matrix.dequantise(), 32) - groups).abs().amax(-1)
+    scales = unpack_rows(matrix.scales, 40).float()
+    assert bool((scales >= half * 2 * (1 - 1e-6)).all())  # the steps cover the range: nothing is clipped
     # Scales are bfloat16 and rounded up: at most 1/128 wider steps; the offset's own rounding comes on top.
     slack = half / 128 + (groups.abs().amax(-1) / 256 if scheme == "int4" else 0)
     assert bool((error <= half + slack + 1e-7).all())
@@ -95,102 +95,6 @@ def test_error_falls_as_theory_says() -> None:
         matrix = QuantMatrix(SCHEMES[scheme](weight, 128), torch.float32)
         rms = float((matrix.dequantise() - weight).square().mean().sqrt())
         assert rms == pytest.approx(2 / (levels - 1) / 12**0.5, rel=0.03)
-
-
-@pytest.mark.parametrize("scheme", RULES)
-@pytest.mark.parametrize("shape", [(40, 96), (64, 128), (7, 64)])
-def test_compiled_product_is_that_of_the_dequantised_matrix(scheme: str, shape: tuple[int, int]) -> None:
-    if cpu_kernel.compiled() is None:
-        pytest.skip("no compiler here")
-    _, matrix = made(scheme, *shape)
-    reference = matrix.dequantise(torch.float64)
-    for rows in range(1, cpu_kernel.FEW_ROWS + 1):
-        x = torch.randn(rows, shape[1], generator=torch.Generator().manual_seed(rows))
-        y = cpu_kernel.cpu_product(matrix, x)
-        assert y is not None
-        exact = x.double() @ reference.T
-        assert torch.allclose(y.double(), exact, atol=2e-6 * float(exact.abs().max()))
-        # A row's numbers do not depend on its companions, to the last bit.
-        alone = cpu_kernel.cpu_product(matrix, x[-1:])
-        assert alone is not None
-        assert torch.equal(alone[0], y[-1])
-    assert cpu_kernel.cpu_product(matrix, torch.randn(cpu_kernel.FEW_ROWS + 1, shape[1])) is None
-
-
-@pytest.mark.parametrize("scales", [torch.float16, torch.float32])
-def test_compiled_product_reads_every_type_of_scale(scales: torch.dtype) -> None:
-    if cpu_kernel.compiled() is None:
-        pytest.skip("no compiler here")
-    _, matrix = made("int4")
-    assert matrix.offsets is not None
-    noise = torch.randn(matrix.scales.shape, generator=torch.Generator().manual_seed(3))
-    # float16 below its smallest normal number too, and negative ones.
-    matrix.scales = (noise * 10.0 ** torch.randint(-6, 1, noise.shape, generator=torch.Generator().manual_seed(4))).to(
-        scales
-    )
-    matrix.offsets = matrix.offsets.to(scales)
-    x = torch.randn(2, 96, generator=torch.Generator().manual_seed(5))
-    y = cpu_kernel.cpu_product(matrix, x)
-    assert y is not None
-    exact = x.double() @ matrix.dequantise(torch.float64).T
-    assert torch.allclose(y.double(), exact, atol=2e-6 * float(exact.abs().max()))
-
-
-@pytest.mark.parametrize(("scheme", "group"), [("int4", 32), ("int4", 64), ("int8", 128)])
-def test_torchs_packed_product_is_that_of_the_dequantised_matrix(scheme: str, group: int) -> None:
-    _, matrix = made(scheme, 64, 128, group)
-    matrix.to(torch.bfloat16)
-    x = torch.randn(3, 128, generator=torch.Generator().manual_seed(0)).bfloat16()
-    y = torch_kernels.torch_product(matrix, x)
-    if y is None:
-        pytest.skip("this torch has no such product")
-    exact = x.double() @ matrix.dequantise(torch.float64).T
-    # float32 sums, rounded once: half a unit in the last of bfloat16's 8 bits, and what the sums lose
-    assert bool(((y.double() - exact).abs() <= exact.abs() / 256 + 1e-5).all())
-
-
-def test_plain_path_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
-    _, matrix = made("nf4")
-    x = torch.randn(2, 3, 96)
-    monkeypatch.setenv("ALIGNLAB_NO_COMPILER", "1")
-    cpu_kernel.compiled.cache_clear()
-    try:
-        assert cpu_kernel.compiled() is None
-        assert torch.equal(matrix.product(x), F.linear(x, matrix.dequantise()))
-    finally:
-        monkeypatch.undo()
-        cpu_kernel.compiled.cache_clear()
-
-
-@pytest.mark.parametrize("scheme", RULES)
-def test_gradient_passes_through_the_dequantised_matrix(scheme: str) -> None:
-    _, matrix = made(scheme)
-    bias = torch.randn(40)
-    layer = QuantLinear(matrix, bias)
-    x = torch.randn(5, 96, requires_grad=True)
-    twin = x.detach().clone().requires_grad_(True)
-    (layer(x).sin().sum()).backward()
-    (F.linear(twin, matrix.dequantise(), bias).sin().sum()).backward()
-    assert x.grad is not None
-    assert twin.grad is not None
-    assert torch.allclose(x.grad, twin.grad, atol=1e-6)
-
-
-def test_weight_is_a_tensor_for_whoever_asks() -> None:
-    _, matrix = made("int4")
-    layer = QuantLinear(matrix)
-    assert layer.weight.shape == (40, 96)
-    assert layer.weight.dtype is torch.float32
-    x = torch.randn(2, 96)
-    assert torch.equal(layer.weight + 1, matrix.dequantise() + 1)
-    assert torch.allclose(times(x, layer.weight), F.linear(x, matrix.dequantise()), atol=1e-6)
-    assert torch.allclose(F.linear(x, layer.weight), F.linear(x, matrix.dequantise()), atol=1e-6)
-
-
-def test_embedding_looks_up_the_dequantised_rows() -> None:
-    _, matrix = made("int8", 37, 64)
-    tokens = torch.tensor([[0, 36, 5], [17, 16, 15]])
-    assert torch.equal(QuantEmbedding(matrix)(tokens), matrix.dequantise()[tokens])
 
 
 @pytest.mark.parametrize("scheme", RULES)
@@ -342,31 +246,3 @@ def test_models_without_layers_to_quantise_and_merging_are_refused(make_model: C
     add_lora(model, LoraConfig())
     with pytest.raises(ModelError, match="dequantise"):
         merge_lora(model)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="products on a GPU")
-@pytest.mark.parametrize("scheme", RULES)
-@pytest.mark.parametrize("rows", [1, 5, 16, 40])
-def test_products_on_a_gpu_are_those_of_the_dequantised_matrix(scheme: str, rows: int) -> None:
-    _, matrix = made(scheme, 192, 576, 64)
-    matrix = matrix.to("cuda").to(torch.bfloat16)
-    x = torch.randn(rows, 576, generator=torch.Generator().manual_seed(rows)).cuda().bfloat16()
-    exact = x.double() @ matrix.dequantise(torch.float64).T
-    y = matrix.product(x).double()
-    # The plain path rounds weights to bfloat16 too: 576 products with relative errors of at most 1/512 each.
-    bound = exact.abs() / 128 + (x.double().abs() @ matrix.dequantise(torch.float64).abs().T) / 512
-    assert bool(((y - exact).abs() <= bound).all())
-    wide = matrix.to(torch.float32)
-    assert torch.allclose(wide.product(x.float()).double(), exact, atol=1e-4)
-
-
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="products on a GPU")
-def test_torchs_int4_product_is_used_on_a_gpu() -> None:
-    _, matrix = made("int4", 192, 640, 64)
-    matrix = matrix.to("cuda").to(torch.bfloat16)
-    x = torch.randn(3, 640, device="cuda", dtype=torch.bfloat16)
-    y = torch_kernels.torch_product(matrix, x)
-    assert y is not None
-    exact = x.double() @ matrix.dequantise(torch.float64).T
-    bound = exact.abs() / 128 + (x.double().abs() @ matrix.dequantise(torch.float64).abs().T) / 256
-    assert bool(((y.double() - exact).abs() <= bound).all())

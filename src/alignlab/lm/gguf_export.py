@@ -77,7 +77,7 @@ def _stored(config: GPTConfig, parameters: dict[str, Tensor]) -> dict[str, Made]
         shape = tuple(binding.layout.join([part.to("meta") for part in parts], config).shape)
         found[binding.stored] = (shape, partial(_join, binding.layout.join, parts, config))
     for name, divisors in rope_divisors(config).items():
-        found[name] = (tuple(divisors.shape), lambda whole=divisors: whole)
+        found[name] = (tuple(divisors.shape), partial(divisors.clone))
     return found
 
 

@@ -62,7 +62,8 @@ class LoRALinear(nn.Module):
     """A frozen linear layer and its adapter; made by `add_lora`.
 
     Over a quantised layer this is QLoRA (Dettmers et al. 2023): gradients pass through the weight that the codes stand
-    for, which is made anew on the way back instead of being kept. `A` is drawn as `nn.Linear` draws its weight (Kaiming uniform with a = √5, as the authors' code and PEFT do).
+    for, which is made anew on the way back instead of being kept. `A` is drawn as `nn.Linear` draws its weight (Kaiming
+    uniform with a = √5, as the authors' code and PEFT do).
     """
 
     def __init__(self, base: nn.Linear | QuantLinear, config: LoraConfig, generator: torch.Generator) -> None:
@@ -164,7 +165,7 @@ class LoRALinear(nn.Module):
         """
         if isinstance(self.base, QuantLinear):
             raise ModelError(
-                "codes of few bits cannot take an adapter in; remove_lora, dequantise and load the adapter again to merge"
+                "codes of few bits cannot take an adapter in: dequantise the model, load the adapter and merge"
             )
         if self.unmerged is None:
             enabled, self.enabled = self.enabled, True

@@ -45,7 +45,7 @@ def quantise(argv: list[str]) -> int:
 def _parser() -> Parser:
     parser = Parser(
         prog="alignlab quantise",
-        description="Put a model's weights into few bits: errors by layer, perplexity, memory; or a GGUF for llama.cpp.",
+        description="Put weights into few bits: errors by layer, perplexity, memory; or a GGUF file for llama.cpp.",
     )
     parser.add_argument("model", help="a registered or catalogue name, a path or a hub id")
     parser.add_argument(

@@ -195,7 +195,7 @@ def plain_layer(module: QuantLinear | QuantEmbedding, dtype: torch.dtype | None 
     weight = module.dequantise(dtype)
     made: nn.Linear | nn.Embedding
     if isinstance(module, QuantEmbedding):
-        made = nn.Embedding(*weight.shape, _weight=weight)
+        made = nn.Embedding.from_pretrained(weight)
     else:
         made = nn.Linear(module.in_features, module.out_features, bias=False, device="meta")
         made.weight = nn.Parameter(weight)

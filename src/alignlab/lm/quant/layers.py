@@ -29,7 +29,7 @@ class QuantMatrix(nn.Module):
     codes: Int[Tensor, "blocks words 16"]
     scales: Float[Tensor, "blocks groups 16"]
     offsets: Float[Tensor, "blocks groups 16"] | None
-    table: Float[Tensor, "16"] | None
+    table: Float[Tensor, " levels"] | None
 
     def __init__(self, rounded: Rounded, dtype: torch.dtype) -> None:
         super().__init__()
@@ -131,6 +131,8 @@ class _FrozenProduct(torch.autograd.Function):
 
 class QuantLinear(nn.Module):
     """`x · weightᵀ + bias` with the weight in few bits; what `quantise` puts where an `nn.Linear` was."""
+
+    bias: Tensor | None
 
     def __init__(self, matrix: QuantMatrix, bias: Tensor | None = None) -> None:
         super().__init__()

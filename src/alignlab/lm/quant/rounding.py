@@ -36,7 +36,7 @@ class Rounded:
 
 
 def grouped(weight: Float[Tensor, "out in"], group_size: int) -> Float[Tensor, "out groups group"]:
-    """The matrix in float32 with its groups as a dimension. ModelError where they do not fill it, or it is not finite."""
+    """The matrix in float32, its groups as a dimension. ModelError where they do not fill it, or it is not finite."""
     if weight.shape[1] % group_size:
         raise ModelError(f"groups of {group_size} columns do not fill {weight.shape[1]}")
     wide = weight.detach().float()
@@ -54,7 +54,7 @@ def round_int8(weight: Float[Tensor, "out in"], group_size: int) -> Rounded:
 
 
 def round_int4(weight: Float[Tensor, "out in"], group_size: int) -> Rounded:
-    """Asymmetric: sixteen equal steps from a group's smallest number to its largest; the offset is what code 8 means."""
+    """Asymmetric: sixteen equal steps from a group's smallest number to its largest; the offset is code 8's meaning."""
     groups = grouped(weight, group_size)
     low = groups.amin(-1)
     scales = _up((groups.amax(-1) - low) / 15)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from alignlab.core.rng import torch_generator
 from alignlab.lm.quant.layout import unpack_codes, unpack_rows
 from alignlab.lm.quant.rounding import CENTRED
 
@@ -27,20 +28,45 @@ def has(name: str) -> bool:
 
 
 def torch_product(matrix: QuantMatrix, x: Tensor) -> Tensor | None:
-    """`x · weightᵀ` for a few rows of bfloat16 (float32 and float16 have no vector code there); None where it cannot."""
+    """`x · weightᵀ` for a few rows of bfloat16 (others have no vector code there); None where it cannot."""
     kind = x.device.type
     if x.dtype is not torch.bfloat16 or matrix.scales.dtype is not torch.bfloat16 or kind not in FEW_ROWS:
         return None
     rows = x.reshape(-1, x.shape[-1])
-    if not 0 < len(rows) <= FEW_ROWS[kind]:
+    if not 0 < len(rows) <= FEW_ROWS[kind] or not is_exact(matrix.bits, str(x.device)):
         return None
-    if matrix.bits == 8:
-        y = _int8(matrix, rows)
-    elif matrix.offsets is not None and matrix.rule == CENTRED:  # the only rule it knows
-        y = _int4(matrix, rows)
-    else:
-        y = None
+    y = _product(matrix, rows)
     return None if y is None else y.view(*x.shape[:-1], -1)
+
+
+@lru_cache(maxsize=16)
+def is_exact(bits: int, device: str) -> bool:
+    """Whether torch's product on this device is that of the dequantised matrix: tried once, on a small one."""
+    from alignlab.lm.quant.layers import QuantMatrix
+    from alignlab.lm.quant.rounding import round_int4, round_int8
+
+    generator = torch_generator(0)
+    weight = torch.randn(64, 256, generator=generator)
+    rounded = round_int8(weight, 256) if bits == 8 else round_int4(weight, 64)
+    matrix = QuantMatrix(rounded, torch.bfloat16).to(device)
+    x = torch.randn(2, 256, generator=generator).to(device, torch.bfloat16)
+    try:
+        y = _product(matrix, x)
+    except (RuntimeError, NotImplementedError):  # built, but not for this processor
+        return False
+    if y is None:
+        return False
+    wide = matrix.dequantise(torch.float32)
+    # Either way of rounding weights and result to bfloat16 stays below this.
+    bound = (x.float() @ wide.T).abs() / 128 + (x.float().abs() @ wide.abs().T) / 256
+    return bool(((y.float() - x.float() @ wide.T).abs() <= bound).all())
+
+
+def _product(matrix: QuantMatrix, rows: Tensor) -> Tensor | None:
+    if matrix.bits == 8:
+        return _int8(matrix, rows)
+    # Its only rule: an offset for the code 8.
+    return _int4(matrix, rows) if matrix.offsets is not None and matrix.rule == CENTRED else None
 
 
 def _int8(matrix: QuantMatrix, rows: Tensor) -> Tensor | None:
