@@ -23,8 +23,9 @@ from alignlab.lm.tokenizer import Tokenizer
 
 WRAP_UP_ROOM = 48
 """A row looks for a way to the end in its last so many tokens (more where even the shortest answer is long)."""
-CLOSERS, TEXT_ONLY = ('"', "}", "]"), ("z", "Z", "@")
-"""What finishes the parts of a JSON document, and what tells that a part is a string: characters of no other."""
+CLOSERS, QUOTE, TEXT_ONLY = ("}", "]", '"', ","), ('"',), ("z", "Z", "@")
+"""What finishes the parts of a JSON document soonest, what finishes a string, and what tells that a part is one:
+characters of no other."""
 FILLERS = ("1", "@", "a", ".", "0", ":", "1", "-")
 """What stands in turn where a part may not end yet: formats want signs between letters and digits."""
 MOST_FILLERS, PAUSE, SURVEY = 64, 8, 16
@@ -94,9 +95,9 @@ class Guide:
         self._matcher = llguidance.LLMatcher(words, _compile(llguidance.LLMatcher, constraint), log_level=0)
         if self._matcher.is_error():
             raise SamplerError(_refusal(self.name, self._matcher.get_error()))
-        self.closers, self.fillers, self.text_only, self.characters = (
+        self.closers, self.quote, self.fillers, self.text_only, self.characters = (
             [ids[0] for piece in pieces if len(ids := words.greedy_tokenize(piece)) == 1]
-            for pieces in (CLOSERS, FILLERS, TEXT_ONLY, CHARACTERS)
+            for pieces in (CLOSERS, QUOTE, FILLERS, TEXT_ONLY, CHARACTERS)
         )
         self.zone = WRAP_UP_ROOM
         start = self.start()
@@ -196,7 +197,7 @@ class GuideState:
         mask, guide = self._mask_of(matcher), self.guide
         mask[list(guide.end_ids)] = False
         # Inside a string brackets are characters like others.
-        closers = guide.closers[:1] if any(bool(mask[token]) for token in guide.text_only) else guide.closers
+        closers = guide.quote if any(bool(mask[token]) for token in guide.text_only) else guide.closers
         found = next((token for token in closers if bool(mask[token])), None)
         if found is None:
             found = self._finishing(matcher, mask, closers)
