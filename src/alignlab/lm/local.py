@@ -16,6 +16,7 @@ from alignlab.lm.generate import Row, check_prompts, common_prefix, decode, row_
 from alignlab.lm.language_model import LanguageModel
 from alignlab.lm.model import GPTModel
 from alignlab.lm.speculative import Speculation, check_draft, decode_speculatively
+from alignlab.lm.stop_strings import cut, has_stop, held_back
 from alignlab.lm.types import Completion, GenerationError, Prompt, SamplingParams
 from alignlab.train.losses import chunked_cross_entropy
 
@@ -104,11 +105,10 @@ class LocalSampler:
                 continue
             row = moved[0]
             text = tokenizer.decode(row.tokens)
-            cuts = [text.index(stop) for stop in sampling.stop if stop in text]
-            if cuts:
-                row.done, text = True, text[: min(cuts)]
+            text, stopped = cut(text, sampling.stop)
+            row.done = row.done or stopped
             # Half a character, or what may become a stop string, waits for the next token.
-            held = 0 if row.done else self.held_back(text, sampling.stop)
+            held = 0 if row.done else held_back(text, sampling.stop)
             ready = text[: len(text) - held]
             if len(ready) > len(sent):
                 yield ready[len(sent) :]
@@ -142,30 +142,13 @@ class LocalSampler:
 
     def find_stop(self, tokens: list[int], stops: Sequence[str]) -> bool:
         """Whether a stop string has just been completed (looked for in the last few tokens only)."""
-        longest = max(map(len, stops), default=0)
-        if not longest:
-            return False
-        # A token may carry only a part of a character, so the window is in tokens: one per byte is the worst case.
-        tail = self.lm.tokenizer.decode(tokens[-4 * longest - 4 :])
-        return any(stop in tail for stop in stops)
-
-    @staticmethod
-    def held_back(text: str, stops: Sequence[str]) -> int:
-        """How many characters at the end of `text` may still change meaning."""
-        whole = text.rstrip("�")  # each byte of an unfinished character may show as one
-        unfinished = len(text) - len(whole)
-        longest = max((len(stop) - 1 for stop in stops), default=0)
-        for size in range(min(longest, len(whole)), 0, -1):
-            if any(stop.startswith(whole[-size:]) for stop in stops):
-                return size + unfinished
-        return unfinished
+        return has_stop(self.lm.tokenizer, tokens, stops)
 
     def completion(self, row: Row, sampling: SamplingParams) -> Completion:
-        text = self.lm.tokenizer.decode(row.tokens)
-        cuts = [text.index(stop) for stop in sampling.stop if stop in text]
-        ended = bool(cuts) or row.ended or row.tokens[-1] in self.lm.tokenizer.eos_ids
+        text, stopped = cut(self.lm.tokenizer.decode(row.tokens), sampling.stop)
+        ended = stopped or row.ended or row.tokens[-1] in self.lm.tokenizer.eos_ids
         return Completion(
-            text=text[: min(cuts)] if cuts else text,
+            text=text,
             tokens=tuple(row.tokens),
             logprobs=tuple(row.logprobs),
             finish_reason="stop" if ended else "length",

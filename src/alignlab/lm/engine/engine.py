@@ -26,10 +26,10 @@ from alignlab.lm.engine.paged import PagedCache
 from alignlab.lm.engine.request import Event, FinishReason, Handle, Job, Request
 from alignlab.lm.engine.runner import Read, Runner
 from alignlab.lm.engine.scheduler import Scheduler, Work
-from alignlab.lm.engine.text import has_stop
 from alignlab.lm.generate import NOT_FINITE, row_seeds
 from alignlab.lm.language_model import LanguageModel
 from alignlab.lm.model import GPTModel
+from alignlab.lm.stop_strings import has_stop
 
 if TYPE_CHECKING:
     from alignlab.lm.constrained import Guide

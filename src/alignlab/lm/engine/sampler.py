@@ -11,8 +11,8 @@ from torch import Tensor
 from alignlab.core.errors import SamplerError
 from alignlab.lm.engine.engine import Engine
 from alignlab.lm.engine.request import Handle, Request
-from alignlab.lm.engine.text import cut, held_back
 from alignlab.lm.generate import check_prompts, row_seeds
+from alignlab.lm.stop_strings import cut, held_back
 from alignlab.lm.types import Completion, GenerationError, Prompt, SamplingParams
 
 
