@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -13,7 +14,10 @@ from scipy.stats import norm
 from torch import nn
 
 from alignlab.core.errors import ConfigError, ModelError
+from alignlab.lm.config import GPTConfig
+from alignlab.lm.hf_export import merged_parameters
 from alignlab.lm.lora import LoraConfig, add_lora, lora_parameters, merge_lora
+from alignlab.lm.lora_files import load_adapter, save_adapter
 from alignlab.lm.model import GPTModel
 from alignlab.lm.quant.apply import SCHEMES, dequantise, fitting_group, memory, plain_parameters, quantise
 from alignlab.lm.quant.layers import QuantLinear, QuantMatrix
@@ -246,3 +250,24 @@ def test_models_without_layers_to_quantise_and_merging_are_refused(make_model: C
     add_lora(model, LoraConfig())
     with pytest.raises(ModelError, match="dequantise"):
         merge_lora(model)
+
+
+def test_a_quantised_model_with_adapters_exports_and_keeps_them(tmp_path: Path) -> None:
+    tokens = torch.randint(64, (2, 9), generator=torch.Generator().manual_seed(0))
+    shape = GPTConfig(vocab_size=64, n_ctx=16, d_model=64, n_layers=2, n_heads=4, d_mlp=64)
+    model = GPTModel(shape, seed=0).eval()
+    quantise(model, "int8")
+    bare = copy.deepcopy(model)
+    add_lora(model, LoraConfig(rank=2, targets=("q", "down")))
+    g = torch.Generator().manual_seed(1)
+    for name, parameter in model.named_parameters():
+        if "lora_" in name:
+            parameter.data.copy_(torch.randn(parameter.shape, generator=g))
+    plain = GPTModel(shape).eval()
+    plain.load_state_dict(merged_parameters(model))
+    with torch.no_grad():
+        expected = model(tokens)
+        torch.testing.assert_close(plain(tokens), expected, rtol=1e-4, atol=1e-4)
+        save_adapter(model, tmp_path)
+        load_adapter(bare, tmp_path)
+        torch.testing.assert_close(bare(tokens), expected, rtol=1e-5, atol=1e-5)

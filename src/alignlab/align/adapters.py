@@ -11,6 +11,7 @@ from torch import nn
 
 from alignlab.lm.lora import LoraConfig, LoRALinear, add_lora, lora_disabled, merge_lora, remove_lora, unmerge_lora
 from alignlab.lm.model import GPTModel
+from alignlab.lm.quant.layers import QuantLinear
 
 
 def has_lora(model: nn.Module) -> bool:
@@ -33,10 +34,12 @@ def reference_mode(model: nn.Module) -> AbstractContextManager[None]:
 def merged_for_decoding(model: GPTModel) -> Iterator[None]:
     """Inside, a float32 model has its adapter in its weights, which decodes faster; afterwards they are as before.
 
-    Narrower weights would round the adapter away and part the sampler from the trainer, so they stay as they are.
+    Narrower weights would round the adapter away and part the sampler from the trainer, so they stay as they are;
+    quantised ones cannot take it in.
     """
     layers = [module for module in model.modules() if isinstance(module, LoRALinear)]
-    if not layers or model.head_weight.dtype != torch.float32 or any(layer.merged for layer in layers):
+    narrow = model.head_weight.dtype != torch.float32 or any(isinstance(layer.base, QuantLinear) for layer in layers)
+    if not layers or narrow or any(layer.merged for layer in layers):
         yield
         return
     merge_lora(model)

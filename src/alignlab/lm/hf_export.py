@@ -19,6 +19,7 @@ from alignlab.lm.hf_config_writer import config_to_hf
 from alignlab.lm.hf_equivalent import exportable_config, exportable_parameters
 from alignlab.lm.lora import LoRALinear
 from alignlab.lm.model import GPTModel
+from alignlab.lm.quant.apply import plain_parameters
 from alignlab.lm.safetensors_reader import SafetensorsDir
 from alignlab.lm.weights import load_weights
 
@@ -61,8 +62,9 @@ def export_hf(lm: LanguageModel, directory: str | Path, *, shard_bytes: int = SH
 
 
 def merged_parameters(model: GPTModel) -> dict[str, Tensor]:
-    """The state dict of the plain model: a layer with a LoRA adapter counts with its effective weight."""
-    parameters = model.state_dict()
+    """The state dict of the plain model: a layer with a LoRA adapter counts with its effective weight, a quantised one
+    with the weight that its codes stand for."""
+    parameters = plain_parameters(model.state_dict(), model)
     for name, layer in model.named_modules():
         if isinstance(layer, LoRALinear):
             parameters = {key: value for key, value in parameters.items() if not key.startswith(f"{name}.")}
