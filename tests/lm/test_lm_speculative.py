@@ -169,13 +169,13 @@ def test_sequences_follow_the_target(draft_seed: int | None, filters: dict[str, 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("draft_seed", [1, 2, None])
+@pytest.mark.parametrize("draft_seed", [2, None])
 @pytest.mark.parametrize("filters", [{}, {"temperature": 2.0}, {"temperature": 1.7, "top_k": 3}])
 def test_many_sequences_follow_the_target(
     draft_seed: int | None, filters: dict[str, Any], make_model: MakeModel
 ) -> None:
-    """As above with 10,000 samples and filters, which apply to draft and target alike; 1e-6 a case again."""
-    check_distribution(make_model, draft_seed, 10_000, **filters)
+    """As above with 3,000 samples and filters, which apply to draft and target alike; 1e-6 a case again."""
+    check_distribution(make_model, draft_seed, 3000, **filters)
 
 
 # The same tokens as without -------------------------------------------------------------------------------------------
