@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 import tokenizers
 import torch
 from tokenizers import decoders, models, pre_tokenizers
+from wire_server import Server, running
 
 from alignlab.lm.config import GPTConfig, RopeScaling
 from alignlab.lm.language_model import LanguageModel
@@ -121,3 +122,12 @@ def make_reciter(byte_tokenizer: Tokenizer) -> Callable[[Sequence[int]], Languag
         return LanguageModel(model, byte_tokenizer, "reciter", "test")
 
     return make
+
+
+@pytest.fixture
+def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Server]:
+    """A server on this machine that answers as a test says; nobody's key is in the environment."""
+    for name in ("ALIGNLAB_API_KEY", "OPENAI_API_KEY"):
+        monkeypatch.delenv(name, raising=False)
+    with running() as found:
+        yield found

@@ -299,8 +299,9 @@ def test_depth_of_recursive_schemas(schema: Any, finite: bool) -> None:
 
 def test_an_optional_recursion_is_written_and_validates(make_lm: MakeLM) -> None:
     schema = {"$ref": "#/$defs/node", "$defs": {"node": NODE}}
-    for done in answers(make_lm(), Constraint.json_schema(schema), 10, max_tokens=60):
-        jsonschema.validate(json.loads(done.text), schema)
+    written = [json.loads(done.text) for done in answers(make_lm(), Constraint.json_schema(schema), 10, max_tokens=60)]
+    assert len(written) == 10
+    assert all(jsonschema.Draft202012Validator(schema).is_valid(value) for value in written)
 
 
 def test_the_guide_of_a_tokenizer_is_made_once(make_lm: MakeLM, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,46 +2,21 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import signal
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+from wire_server import answer
 
 from alignlab.core.errors import SamplerError
 from alignlab.lm.constraint_types import Constraint
 from alignlab.lm.remote import Price, RemoteLimits, RemoteOptions, UsageMeter
 from alignlab.lm.types import SamplingParams
-
-
-def load_wire_server() -> ModuleType:
-    """Test modules cannot import each other, so the server is loaded from its file."""
-    spec = importlib.util.spec_from_file_location("wire_server", Path(__file__).with_name("wire_server.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-wire_server = load_wire_server()
-answer = wire_server.answer
-
-
-@pytest.fixture
-def server(monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
-    for name in ("ALIGNLAB_API_KEY", "OPENAI_API_KEY"):
-        monkeypatch.delenv(name, raising=False)
-    with wire_server.running() as running:
-        yield running
-
 
 ONE = SamplingParams(max_tokens=4)
 

@@ -287,7 +287,9 @@ def test_a_draft_with_another_tokenizer_is_refused(make_lm: MakeLM, byte_level_t
 
 def test_the_same_vocabulary_in_another_object_is_accepted(make_lm: MakeLM, byte_tokenizer: Tokenizer) -> None:
     twin = Tokenizer(tokenizers.Tokenizer.from_str(byte_tokenizer.core.to_str()), byte_tokenizer.special)
-    LocalSampler(make_lm(), decoding=Speculation(make_lm(tokenizer=twin)))
+    greedy = SamplingParams(max_tokens=6, temperature=0)
+    found = LocalSampler(make_lm(), decoding=Speculation(make_lm(tokenizer=twin))).generate(["ab"], greedy)
+    assert found[0].tokens == LocalSampler(make_lm()).generate(["ab"], greedy)[0].tokens
 
 
 def test_logits_that_are_not_finite_fail_one_request(make_lm: MakeLM) -> None:

@@ -1,4 +1,4 @@
-"""A server on this machine whose answers tests write byte by byte; `load_wire_server` in its users imports it."""
+"""A server on this machine whose answers tests write byte by byte."""
 
 from __future__ import annotations
 

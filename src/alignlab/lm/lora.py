@@ -112,8 +112,8 @@ class LoRALinear(nn.Module):
     def project_joined(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor] | None:
         """`[layer(x) for layer in layers]` on a GPU in training, as one product with each of base, `A` and `B`.
 
-        `A`s stand below each other and `B`s on a diagonal of blocks. None where the layers are not alike, or not on a
-        GPU: there the wide product gains more than the zeros cost.
+        `A`s stand below each other and `B`s on a diagonal of blocks, whose zeros cost less than the wide product gains.
+        None where the layers are not alike, or not on a GPU.
         """
         if x.device.type != "cuda" or not torch.is_grad_enabled():
             return None

@@ -186,6 +186,9 @@ class Trainer:
         """Refuse the pending update if its numbers are not finite or its loss spikes."""
         if self.pending is None:
             return
+        if self.pending.local is not None:  # also those of an update that is refused: they tell which rank it was
+            self.parallel.log_local(self.pending.step, self.pending.local.read())
+            self.pending.local = None
         try:
             judge(self.name, self.pending.step, self.pending.read(), self.spikes)
         except LossSpike as spike:
@@ -199,8 +202,6 @@ class Trainer:
         if self.pending is None:
             return
         step, metrics = self.pending.step, self.pending.read()
-        if self.pending.local is not None:
-            self.parallel.log_local(step, self.pending.local.read())
         self.pending = None
         self.spikes.accept(metrics["loss"])
         if step == self.config.steps or step % self.config.log_every == 0:
