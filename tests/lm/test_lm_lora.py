@@ -267,8 +267,9 @@ def test_float32_base_under_autocast_works_in_bfloat16_and_keeps_no_copy_of_the_
 def _logits_and_gradients(device: str, bias: bool, compiled: bool) -> tuple[Tensor, dict[str, Tensor]]:
     """Of one pass over a small model in float64 with adapters everywhere."""
     config = GPTConfig(
-        vocab_size=97, n_ctx=32, d_model=32, n_layers=1, n_heads=4, n_kv_heads=2, d_mlp=48, qkv_bias=bias
-    )
+        vocab_size=97, n_ctx=32, d_model=32, n_layers=1, n_heads=4, n_kv_heads=2, d_mlp=48, qkv_bias=bias,
+        positions="learned",  # tables of angles are float32, and a compiler rounds their sines in its own way
+    )  # fmt: skip
     model = add_lora(GPTModel(config, seed=1).double(), LoraConfig(rank=3, targets=(ALL_LINEAR,)))
     g = torch.Generator().manual_seed(2)
     for parameter in model.parameters():
@@ -293,5 +294,4 @@ def test_joined_layers_equal_each_for_itself(bias: bool) -> None:
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # torch's compiler uses what torch deprecates
 def test_compiled_adapters_equal_the_written_out_gradient() -> None:
     expected, found = (_logits_and_gradients("cpu", True, compiled) for compiled in (False, True))
-    # Where its code is not vectorised, the compiler takes steps of float64 in float32.
-    torch.testing.assert_close(found, expected, rtol=1e-3, atol=1e-5)
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-10)

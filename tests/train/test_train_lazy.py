@@ -17,6 +17,7 @@ from alignlab.lm.model import GPTModel
 from alignlab.train.checkpoint import list_checkpoints
 from alignlab.train.config import TrainConfig
 from alignlab.train.language import language_model_loss
+from alignlab.train.parallel import Parallel
 from alignlab.train.readout import Readout, mean_of
 from alignlab.train.trainer import Batch, Trainer, TrainResult
 from alignlab.train.update import Updater
@@ -120,3 +121,26 @@ def test_means_of_tensors_and_of_numbers_agree() -> None:
     assert total == 8.0
     assert {key: float(value) for key, value in tensors.items()} == means
     assert float(tensor_total) == total
+
+
+@pytest.mark.parametrize("late", [False, True])
+def test_a_rank_writes_down_what_it_saw_of_a_refused_update(late: bool, request: pytest.FixtureRequest) -> None:
+    if late:
+        request.getfixturevalue("lazy")
+    seen: list[tuple[int, float]] = []
+
+    class OneOfTwo(Parallel):
+        world = 2
+
+        def log_local(self, step: int, metrics: dict[str, float]) -> None:
+            seen.append((step, metrics["loss"]))
+
+    def breaks(model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, float | Tensor]]:
+        loss, metrics = language_model_loss(model, batch)
+        return loss * (math.nan if int(batch["i"]) == 2 else 1.0), metrics
+
+    config = replace(CONFIG, accumulate=1)
+    with pytest.raises(TrainingError, match="at step 3"):
+        Trainer(GPTModel(SMALL, seed=0), breaks, config, parallel=OneOfTwo()).fit(batch_at)
+    assert [step for step, _ in seen] == [1, 2, 3]
+    assert [math.isnan(loss) for _, loss in seen] == [False, False, True]
