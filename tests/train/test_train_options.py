@@ -14,7 +14,7 @@ from alignlab.core.errors import ConfigError, TrainingError
 from alignlab.lm.config import GPTConfig
 from alignlab.lm.model import GPTModel
 from alignlab.train.config import TrainConfig
-from alignlab.train.context import checkpointed_blocks
+from alignlab.train.context import checkpointed_blocks, compiled
 from alignlab.train.language import language_model_loss
 from alignlab.train.observer import Metrics, Observer, UpdateView
 from alignlab.train.trainer import Batch, Trainer
@@ -113,6 +113,21 @@ def test_a_deep_model_is_compiled_a_block_at_a_time(recomputed: bool, monkeypatc
     assert history == again
     assert_same(plain, compiled)
     assert all("forward" not in vars(block) for block in compiled.blocks)
+
+
+@pytest.mark.parametrize(("hosts", "whole"), [(1, True), (2, False)])
+def test_replicas_on_one_host_keep_the_compiled_program_whole(
+    hosts: int, whole: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    import torch._dynamo.config as compiler
+
+    monkeypatch.setattr(torch, "compile", lambda function: function)
+    monkeypatch.setenv("WORLD_SIZE", "4")
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(4 // hosts))
+    before = compiler.optimize_ddp
+    with compiled(torch.nn.Linear(2, 2)):
+        assert compiler.optimize_ddp is not whole
+    assert compiler.optimize_ddp is before
 
 
 def test_a_missing_compiler_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -75,18 +76,22 @@ def compiled(model: nn.Module) -> Iterator[None]:
     """Inside, the model's `hidden_states` (or `forward`, where it has none) goes through `torch.compile`.
 
     Of a model of more than `WHOLE_BLOCKS` blocks each block is compiled for itself. They are alike, so the compiler
-    works once and not once a block; what it could fuse across two blocks is lost.
+    works once and not once a block; what it could fuse across two blocks is lost. Beside replicas on the same host the
+    program stays whole as well: cut where buckets of gradients are full, it could send while it computes, and
+    loses more by the cuts than sending takes (`bench/gpu_scaling.py`).
 
     Raises:
         TrainingError: the compiler is missing or fails; the message says what it said.
     """
+    import torch._dynamo.config as compiler  # slow, and needed here only
+
     blocks = getattr(model, "blocks", None)
     if isinstance(blocks, nn.ModuleList) and len(blocks) > WHOLE_BLOCKS:
         parts: list[tuple[nn.Module, str]] = [(block, "forward") for block in blocks]
     else:
         parts = [(model, "hidden_states" if hasattr(model, "hidden_states") else "forward")]
     try:
-        with _replaced(parts, torch.compile):
+        with _replaced(parts, torch.compile), compiler.patch(optimize_ddp=not on_one_host()):
             yield
     except Exception as error:
         if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
@@ -97,6 +102,11 @@ def compiled(model: nn.Module) -> Iterator[None]:
             f"torch.compile could not compile {what}: {said[0]}; a C++ compiler is needed on "
             "the CPU and Triton on a GPU, or set compile=False"
         ) from error
+
+
+def on_one_host() -> bool:
+    """Whether all processes that train together run on this machine, as `torchrun` tells them; one alone does."""
+    return os.environ.get("WORLD_SIZE", "1") == os.environ.get("LOCAL_WORLD_SIZE", "1")
 
 
 @contextmanager
