@@ -15,6 +15,9 @@ _EXPORTS = {
     "SamplingParams": "alignlab.lm.types",
     "Completion": "alignlab.lm.types",
     "LocalSampler": "alignlab.lm.local",
+    "Engine": "alignlab.lm.engine.engine",
+    "EngineSampler": "alignlab.lm.engine.sampler",
+    "Request": "alignlab.lm.engine.request",
     "RemoteSampler": "alignlab.lm.remote",
     "ScriptedSampler": "alignlab.lm.scripted",
     "Task": "alignlab.tasks.task",
@@ -32,9 +35,10 @@ _EXPORTS = {
 
 __version__ = "0.1.0"
 __all__ = [
-    "Completion", "Constitution", "ConstitutionalTrainer", "GPTConfig", "GPTModel", "LanguageModel", "LocalSampler",
-    "MultiHeadAttention", "PPOTrainer", "PreferenceModel", "RemoteSampler", "Run", "Sample", "SamplingParams", "Score",
-    "ScriptedSampler", "Task", "TrainConfig", "Trainer", "TransformerBlock", "evaluate", "load",
+    "Completion", "Constitution", "ConstitutionalTrainer", "Engine", "EngineSampler", "GPTConfig", "GPTModel",
+    "LanguageModel", "LocalSampler", "MultiHeadAttention", "PPOTrainer", "PreferenceModel", "RemoteSampler", "Request",
+    "Run", "Sample", "SamplingParams", "Score", "ScriptedSampler", "Task", "TrainConfig", "Trainer", "TransformerBlock",
+    "evaluate", "load",
 ]  # fmt: skip
 
 if TYPE_CHECKING:
@@ -46,6 +50,9 @@ if TYPE_CHECKING:
     from alignlab.lm.attention import MultiHeadAttention
     from alignlab.lm.block import TransformerBlock
     from alignlab.lm.config import GPTConfig
+    from alignlab.lm.engine.engine import Engine
+    from alignlab.lm.engine.request import Request
+    from alignlab.lm.engine.sampler import EngineSampler
     from alignlab.lm.language_model import LanguageModel, load
     from alignlab.lm.local import LocalSampler
     from alignlab.lm.model import GPTModel

@@ -27,7 +27,7 @@ from alignlab.lm.gguf_writer import StoredTensor, write_gguf
 from alignlab.lm.language_model import LanguageModel, load
 from alignlab.lm.model import GPTModel
 from alignlab.lm.quant.apply import dequantise, memory, quantise
-from alignlab.lm.quant.gguf_packed import load_packed, read_blocks
+from alignlab.lm.quant.gguf_packed import read_blocks
 from alignlab.lm.quant.layers import QuantEmbedding, QuantLinear, QuantMatrix
 from alignlab.lm.quant_cli import GGUF, IN_MEMORY
 from alignlab.lm.quant_cli import quantise as command
@@ -230,7 +230,7 @@ def test_files_kept_packed_are_the_dequantised_model(
     fields = WIDE if family == "llama" else {"d_model": 64, "d_mlp": 256}
     lm = LanguageModel(make_model(family, **fields), spelled, "tiny", "test")
     path = str(export_gguf(lm, tmp_path / "m.gguf", kind))
-    plain, packed = load(path, dtype="float32", device="cpu"), load_packed(path, dtype="float32", device="cpu")
+    plain, packed = (load(path, dtype="float32", device="cpu", packed=p) for p in (False, True))
     assert isinstance(packed.model.get_submodule("embed"), QuantEmbedding)
     assert isinstance(packed.model.get_submodule("blocks.0.attn.q"), QuantLinear)
     assert memory(packed.model) < 0.6 * memory(plain.model)
@@ -275,7 +275,8 @@ def test_command(
     [
         (["--scheme", "q4_0"], "--output says where"),
         (["--scheme", "q4_0", "--output", "x.bin"], "must end in .gguf"),
-        (["--scheme", "int4", "--output", "x.gguf"], "--output is for GGUF files"),
+        (["--scheme", "int4", "--output", "x.gguf"], "writes a directory; for GGUF files"),
+        (["--scheme", "int4", "--name", "x"], "--name registers the directory"),
         (["--scheme", "q4_0", "--output", "x.gguf", "--embeddings"], "not for GGUF files"),
         (["--scheme", "int4", "--tokens", "1"], "--tokens is 1"),
         (["--scheme", "q9"], "invalid choice"),

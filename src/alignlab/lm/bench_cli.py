@@ -53,6 +53,8 @@ class BenchConfig:
     """Type of the weights."""
     device: str = "auto"
     """auto, cpu, cuda, cuda:N or mps."""
+    packed: bool = False
+    """Keep the Q4_0, Q4_1 and Q8_0 matrices of a GGUF file in their bits."""
     seed: int = 0
     """The random prompts derive from it."""
 
@@ -121,7 +123,7 @@ def measure(config: BenchConfig, run: Run, progress: Progress) -> dict[str, Any]
 
     if config.threads:
         torch.set_num_threads(config.threads)
-    lm = load(config.model, dtype=config.dtype, device=config.device)
+    lm = load(config.model, dtype=config.dtype, device=config.device, packed=config.packed)
     settings = [Setting(batch, prompt, config.new) for prompt in config.prompts for batch in config.batches]
     _check_room(lm, config)
     weight = lm.model.embed.weight

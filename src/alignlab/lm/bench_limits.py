@@ -95,9 +95,9 @@ def weight_bytes(model: GPTModel) -> int:
 
     An embedding that is not also the head is left out: a step reads one row of it a sequence.
     """
-    looked_up = {model.embed.weight.data_ptr()} if model.head is not None else set()
-    if model.pos_embed is not None:
-        looked_up.add(model.pos_embed.weight.data_ptr())
+    tables = [model.embed] if model.head is not None else []
+    tables += [] if model.pos_embed is None else [model.pos_embed]
+    looked_up = {t.data_ptr() for table in tables for t in table.state_dict().values()}
     stored = {t.data_ptr(): t.numel() * t.element_size() for t in model.state_dict().values()}
     return sum(size for place, size in stored.items() if place not in looked_up)
 

@@ -14,6 +14,7 @@ from alignlab.lm.types import Message, SamplingParams
 if TYPE_CHECKING:
     from alignlab.lm.local import LocalSampler
 
+PACKED_HELP = "keep the Q4_0, Q4_1 and Q8_0 matrices of a GGUF file in their bits"
 HELP = "/reset forgets the conversation, /system TEXT sets the instructions, /exit or Ctrl-D ends"
 
 
@@ -33,6 +34,7 @@ def _parser(prog: str, description: str) -> Parser:
     parser.add_argument("--seed", type=int, default=0, help="same seed, same answers (default: 0)")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    parser.add_argument("--packed", action="store_true", help=PACKED_HELP)
     return parser
 
 
@@ -122,7 +124,7 @@ def _sampler(name: str, options: argparse.Namespace) -> LocalSampler:
     from alignlab.lm.language_model import load
     from alignlab.lm.local import LocalSampler
 
-    return LocalSampler(load(name, dtype=options.dtype, device=options.device))
+    return LocalSampler(load(name, dtype=options.dtype, device=options.device, packed=options.packed))
 
 
 def _prompt(sampler: LocalSampler, messages: list[Message]) -> list[Message] | str:

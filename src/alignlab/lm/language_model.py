@@ -14,9 +14,10 @@ from alignlab.lm import catalogue, registry
 from alignlab.lm.gguf_config import config_from_gguf
 from alignlab.lm.gguf_reader import GGUFFile
 from alignlab.lm.gguf_tokenizer import from_gguf
+from alignlab.lm.hf_config import read_json_object
 from alignlab.lm.llama2c import load_llama2c, load_llama2c_tokenizer
 from alignlab.lm.model import GPTModel
-from alignlab.lm.native import load_directory
+from alignlab.lm.native import QUANTISED_TYPE, load_directory
 from alignlab.lm.tokenizer import Tokenizer
 from alignlab.lm.tokenizer_training import load_tokenizer
 from alignlab.lm.weights import load_weights
@@ -41,18 +42,21 @@ class LanguageModel:
             )
 
 
-def load(spec: str, *, dtype: str = "auto", device: str = "auto", download: bool = True) -> LanguageModel:
+def load(
+    spec: str, *, dtype: str = "auto", device: str = "auto", download: bool = True, packed: bool = False
+) -> LanguageModel:
     """The model that `spec` names.
 
-    A path: a directory in Hugging Face's format or ours, a `.gguf`, a llama2.c `.bin` (its tokenizer beside it as
-    `tokenizer.bin` or `tok*.bin`), or a run directory (the model it registered). A name: from the catalogue, registered
-    by a run, "latest" (registered last), or a hub id `owner/name`. Catalogued and hub models are pulled unless
-    `download` is false. Raises `ModelError` for everything else, naming what is near.
+    A path: a directory in Hugging Face's format or ours (also of a quantised model), a `.gguf`, a llama2.c `.bin` (its
+    tokenizer beside it as `tokenizer.bin` or `tok*.bin`), or a run directory (the model it registered). A name: from
+    the catalogue, registered by a run, "latest" (registered last), or a hub id `owner/name`. Catalogued and hub models
+    are pulled unless `download` is false. `packed` keeps a GGUF file's Q4_0, Q4_1 and Q8_0 matrices in their bits; the
+    model is then frozen. Raises `ModelError` for everything else, naming what is near.
     """
     target = pick_device(device)
     precision = pick_dtype(dtype, target)
     path = resolve(spec, download=download)
-    lm = _load_path(path, precision, target)
+    lm = _load_path(path, precision, target, packed)
     named = "/" not in spec or not Path(spec).expanduser().exists()
     lm.name = spec if named and spec != "latest" else path.stem if path.is_file() else path.name
     return lm
@@ -94,21 +98,44 @@ def _resolve_directory(path: Path) -> Path:
     raise ModelError(f"{path}: neither a model directory (no config.json) nor a run directory (no status.json)")
 
 
-def _load_path(path: Path, dtype: torch.dtype, device: torch.device) -> LanguageModel:
+def refuse_unpackable(path: Path) -> None:
+    """`ModelError` where `packed` has nothing to keep: only GGUF files and quantised models have packed weights."""
+    if path.is_dir():
+        kept = read_json_object(path / "config.json").get("model_type") == QUANTISED_TYPE
+    else:
+        kept = path.suffix != ".bin"
+    if not kept:
+        raise ModelError(
+            f"{path} has no packed weights to keep: GGUF files have; `alignlab quantise` writes other models packed"
+        )
+
+
+def _load_path(path: Path, dtype: torch.dtype, device: torch.device, packed: bool) -> LanguageModel:
+    if packed:
+        refuse_unpackable(path)
     if path.is_dir():
         tokenizer = load_tokenizer(path)
         return LanguageModel(load_directory(path, dtype=dtype, device=device), tokenizer, path.name, str(path))
     if path.suffix == ".bin":
-        model = load_llama2c(path, dtype=dtype, device=device)
-        beside = [path.with_name("tokenizer.bin"), *sorted(path.parent.glob("tok*.bin"))]
-        file = next((f for f in beside if f.is_file()), None)
-        if file is None:
-            raise ModelError(f"{path}: its tokenizer is missing; put it beside the checkpoint as tokenizer.bin")
-        return LanguageModel(model, load_llama2c_tokenizer(file, model.config.vocab_size), path.stem, str(path))
+        return _load_llama2c(path, dtype, device)
     with path.open("rb") as start:
         if path.suffix != ".gguf" and start.read(4) != b"GGUF":
             raise ModelError(f"{path}: unknown kind of file; allowed: .gguf, llama2.c .bin, or a model directory")
     source = GGUFFile(path)
-    tokenizer = from_gguf(source)
-    model = load_weights(config_from_gguf(source), source, "gguf", dtype=dtype, device=device)
+    tokenizer, config = from_gguf(source), config_from_gguf(source)
+    if packed:
+        from alignlab.lm.quant.gguf_packed import packed_model  # seldom needed
+
+        model = packed_model(config, source, dtype).to(device)
+    else:
+        model = load_weights(config, source, "gguf", dtype=dtype, device=device)
     return LanguageModel(model, tokenizer, path.stem, str(path))
+
+
+def _load_llama2c(path: Path, dtype: torch.dtype, device: torch.device) -> LanguageModel:
+    model = load_llama2c(path, dtype=dtype, device=device)
+    beside = [path.with_name("tokenizer.bin"), *sorted(path.parent.glob("tok*.bin"))]
+    file = next((f for f in beside if f.is_file()), None)
+    if file is None:
+        raise ModelError(f"{path}: its tokenizer is missing; put it beside the checkpoint as tokenizer.bin")
+    return LanguageModel(model, load_llama2c_tokenizer(file, model.config.vocab_size), path.stem, str(path))

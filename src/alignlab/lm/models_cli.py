@@ -65,15 +65,16 @@ def describe(spec: str) -> dict[str, Any]:
     from alignlab.lm.gguf_tokenizer import from_gguf
     from alignlab.lm.language_model import resolve
     from alignlab.lm.llama2c import Llama2cFile
-    from alignlab.lm.native import read_config
+    from alignlab.lm.native import packed_in, read_config
     from alignlab.lm.safetensors_reader import SafetensorsDir
     from alignlab.lm.tokenizer import Tokenizer
     from alignlab.lm.weights import empty_model
 
     path = resolve(spec)
     tokenizer: Tokenizer | None = None
+    packed: dict[str, str] = {}
     if path.is_dir():
-        config = read_config(path)
+        config, packed = read_config(path), packed_in(path)
         tensors = SafetensorsDir(path)
         tokenizer, kinds = Tokenizer.from_hf(path), Counter(tensors.kind(name) for name in tensors.names())
     elif path.suffix == ".bin":
@@ -94,6 +95,7 @@ def describe(spec: str) -> dict[str, Any]:
         "heads": f"{config.n_heads} ({config.n_kv_heads} for keys and values)",
         "vocabulary": config.vocab_size,
         "tensor types": ", ".join(f"{name} × {count}" for name, count in sorted(kinds.items())),
+        **packed,
     }
     if tokenizer is not None:
         ends = sorted(str(tokenizer.token(i)) for i in tokenizer.eos_ids)

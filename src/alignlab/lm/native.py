@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from alignlab.lm.language_model import LanguageModel
 
 MODEL_TYPE = "alignlab"
+QUANTISED_TYPE = "alignlab-quantised"
+"""`model_type` of the directories of `alignlab.lm.quant.saved`."""
 VERSION = 1
 """Version of the format. A new field of `GPTConfig` makes a new one and has a line in `ADDED_IN`."""
 ADDED_IN: dict[str, int] = {}
@@ -111,32 +114,43 @@ def load_native(
 def load_directory(
     directory: str | Path, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
 ) -> GPTModel:
-    """The model in a directory of either format, which its `config.json` tells."""
-    native = is_native(read_json_object(Path(directory) / "config.json"))
-    return (load_native if native else load_hf)(directory, dtype=dtype, device=device)
+    """The model in a directory of any format, which its `config.json` tells: Hugging Face's, ours, or ours in codes."""
+    kind = read_json_object(Path(directory) / "config.json").get("model_type")
+    if kind == QUANTISED_TYPE:
+        from alignlab.lm.quant.saved import load_quantised  # which needs this module
+
+        return load_quantised(directory, dtype=dtype, device=device)
+    return (load_native if kind == MODEL_TYPE else load_hf)(directory, dtype=dtype, device=device)
 
 
 def read_config(directory: str | Path) -> GPTConfig:
-    """The architecture in a model directory of either format."""
+    """The architecture in a model directory of any format."""
     path = Path(directory) / "config.json"
     raw = read_json_object(path)
-    return (config_from_native if is_native(raw) else config_from_hf)(raw, str(path))
+    if raw.get("model_type") == QUANTISED_TYPE:
+        from alignlab.lm.quant.saved import manifest
+
+        return manifest(raw, str(path))[0]
+    return (config_from_native if raw.get("model_type") == MODEL_TYPE else config_from_hf)(raw, str(path))
 
 
-def is_native(raw: dict[str, Any]) -> bool:
-    """Whether a `config.json` is one of ours."""
-    return raw.get("model_type") == MODEL_TYPE
+def packed_in(directory: str | Path) -> dict[str, str]:
+    """What a quantised model's directory says of its matrices, as a line to show; nothing for another directory."""
+    path = Path(directory) / "config.json"
+    raw = read_json_object(path)
+    if raw.get("model_type") != QUANTISED_TYPE:
+        return {}
+    from alignlab.lm.quant.saved import manifest
+
+    rules = Counter(
+        f"{stored.rule} in groups of {stored.group_size}" for stored in manifest(raw, str(path))[1].values()
+    )
+    return {"quantised": ", ".join(f"{count} × {rule}" for rule, count in sorted(rules.items()))}
 
 
 def config_from_native(raw: dict[str, Any], where: str = "config.json") -> GPTConfig:
     """The configuration in a `config.json` of ours; see `load_native` for errors."""
-    version, fields = raw.get("format_version"), raw.get("config")
-    if type(version) is not int or version < 1:
-        raise ModelError(f"{where}: format_version is {version!r}, allowed: a whole number from 1 to {VERSION}")
-    if version > VERSION:
-        raise ModelError(
-            f"{where}: format_version is {version}, this alignlab reads versions up to {VERSION}; install a newer one"
-        )
+    version, fields = require_version(raw, VERSION, where), raw.get("config")
     if not isinstance(fields, dict):
         raise ModelError(f"{where}: 'config' is a {type(fields).__name__}, allowed: an object of GPTConfig's fields")
     expected = [f.name for f in dataclasses.fields(GPTConfig) if ADDED_IN.get(f.name, 1) <= version]
@@ -147,3 +161,15 @@ def config_from_native(raw: dict[str, Any], where: str = "config.json") -> GPTCo
         return from_dict(GPTConfig, fields)
     except ConfigError as error:
         raise ModelError(f"{where}: {error}") from None
+
+
+def require_version(raw: dict[str, Any], newest: int, where: str) -> int:
+    """The `format_version` of a `config.json`; ModelError where it is none from 1 to `newest`."""
+    version = raw.get("format_version")
+    if type(version) is not int or version < 1:
+        raise ModelError(f"{where}: format_version is {version!r}, allowed: a whole number from 1 to {newest}")
+    if version > newest:
+        raise ModelError(
+            f"{where}: format_version is {version}, this alignlab reads versions up to {newest}; install a newer one"
+        )
+    return version

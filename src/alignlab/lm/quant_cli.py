@@ -23,7 +23,13 @@ def quantise(argv: list[str]) -> int:
     _check(options)
     from alignlab.lm.language_model import load
     from alignlab.lm.quant.measure import heldout_tokens, perplexity
+    from alignlab.lm.quant.saved import check_target
+    from alignlab.lm.registry import check_name
 
+    if options.scheme in IN_MEMORY and options.output is not None:
+        check_target(options.output)
+    if options.name is not None:
+        check_name(options.name)
     lm = load(options.model, dtype=options.dtype, device=options.device)
     documents = heldout_tokens(lm, options.tokens) if options.tokens else []
     before = perplexity(lm.model, documents) if documents else None
@@ -45,14 +51,17 @@ def quantise(argv: list[str]) -> int:
 def _parser() -> Parser:
     parser = Parser(
         prog="alignlab quantise",
-        description="Put weights into few bits: errors by layer, perplexity, memory; or a GGUF file for llama.cpp.",
+        description="Put weights into few bits: errors by layer, perplexity, memory; a directory or a GGUF file.",
     )
     parser.add_argument("model", help="a registered or catalogue name, a path or a hub id")
     parser.add_argument(
         "--scheme", required=True, choices=(*IN_MEMORY, *GGUF),
-        help="int8, int4 and nf4 measure in memory; the others write a GGUF file",
+        help="int8, int4 and nf4 are ours (written where --output says); the others write a GGUF file",
     )  # fmt: skip
-    parser.add_argument("--output", type=Path, help="the GGUF file to write")
+    parser.add_argument(
+        "--output", "--out", type=Path, metavar="PATH", help="the directory (int8, int4, nf4) or .gguf file to write"
+    )
+    parser.add_argument("--name", help="register the written directory under this name")
     parser.add_argument("--group-size", type=int, help="columns that share a scale (default: 64; int4: 32)")
     parser.add_argument("--embeddings", action="store_true", help="also put embedding and head into int8")
     parser.add_argument("--layers", action="store_true", help="print the errors of every layer")
@@ -68,9 +77,14 @@ def _parser() -> Parser:
 def _check(options: argparse.Namespace) -> None:
     if options.tokens < 0 or options.tokens == 1:
         raise ConfigError(f"--tokens is {options.tokens}, allowed: 0, or a whole number of at least 2")
+    if options.name is not None and (options.scheme not in IN_MEMORY or options.output is None):
+        raise ConfigError("--name registers the directory that --scheme int8, int4 or nf4 writes with --output")
     if options.scheme in IN_MEMORY:
-        if options.output is not None:
-            raise ConfigError(f"--output is for GGUF files; --scheme is {options.scheme!r}, allowed: {', '.join(GGUF)}")
+        if options.output is not None and options.output.suffix == ".gguf":
+            raise ConfigError(
+                f"--output is {str(options.output)!r}, but --scheme {options.scheme} writes a directory; for GGUF "
+                f"files: {', '.join(GGUF)}"
+            )
         return
     if options.output is None:
         raise ConfigError(f"--scheme {options.scheme} writes a GGUF file: --output says where")
@@ -83,6 +97,8 @@ def _check(options: argparse.Namespace) -> None:
 def _in_memory(lm: LanguageModel, options: argparse.Namespace, documents: list[Any]) -> tuple[dict[str, Any], Any]:
     from alignlab.lm.quant.apply import quantise as apply
     from alignlab.lm.quant.measure import perplexity
+    from alignlab.lm.quant.saved import save_quantised
+    from alignlab.lm.registry import register
 
     calibration = documents[0][None, :512] if documents else None
     report = apply(lm.model, options.scheme, options.group_size, calibration=calibration, embeddings=options.embeddings)
@@ -100,6 +116,12 @@ def _in_memory(lm: LanguageModel, options: argparse.Namespace, documents: list[A
     }
     if documents:
         facts["perplexity after"] = perplexity(lm.model, documents)
+    if options.output is not None:
+        path = save_quantised(lm, options.output)
+        facts |= {"directory": str(path), "bytes on disk": (path / "model.safetensors").stat().st_size}
+        if options.name is not None:
+            info = {"base": options.model, "scheme": report.scheme, "group_size": report.group_size}
+            facts["registered as"] = register(options.name, path, info).name
     return facts, {"table": report.table(), "layers": report.to_dict()["layers"]}
 
 

@@ -38,8 +38,7 @@ def register(name: str, path: str | Path, info: Mapping[str, Any] | None = None)
     Raises `ModelError` when the name is not a plain word or `path` is not a model directory.
     """
     path = Path(path).resolve()
-    if not _NAME.fullmatch(name) or name == "latest":
-        raise ModelError(f"model name {name!r} is not allowed; use letters, digits, '.', '_' and '-', not 'latest'")
+    check_name(name)
     if not (path / "config.json").is_file():
         raise ModelError(f"{path}: cannot be registered as {name!r}: there is no config.json in it")
     model = RegisteredModel(name, path, time.time(), dict(info or {}))
@@ -49,6 +48,12 @@ def register(name: str, path: str | Path, info: Mapping[str, Any] | None = None)
         rows = [asdict(m) | {"path": str(m.path)} for m in models.values()]
         atomic_write(_file(), json.dumps(rows, indent=2) + "\n")
     return model
+
+
+def check_name(name: str) -> None:
+    """`ModelError` where a model cannot be called that."""
+    if not _NAME.fullmatch(name) or name == "latest":
+        raise ModelError(f"model name {name!r} is not allowed; use letters, digits, '.', '_' and '-', not 'latest'")
 
 
 def registered() -> list[RegisteredModel]:

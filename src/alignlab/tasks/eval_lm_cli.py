@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from alignlab.core.errors import ConfigError
-from alignlab.lm.chat import Parser
+from alignlab.lm.chat import PACKED_HELP, Parser
 
 if TYPE_CHECKING:
     from alignlab.core.progress import Progress
@@ -33,7 +33,8 @@ def eval_lm(argv: list[str]) -> int:
 
     progress = Progress()
     texts = read_texts(options.text, options.field, options.limit)
-    sampler = LocalSampler(load(options.model, dtype=options.dtype, device=options.device))
+    lm = load(options.model, dtype=options.dtype, device=options.device, packed=options.packed)
+    sampler = LocalSampler(lm)
     facts = measure(sampler, texts, options, progress)
     if options.json:
         print(json.dumps(facts))
@@ -57,6 +58,7 @@ def _parser() -> Parser:
     parser.add_argument("--seed", type=int, default=0, help="seed of samples and intervals (default: 0)")
     parser.add_argument("--dtype", default="auto", choices=("auto", "float32", "bfloat16", "float16"))
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    parser.add_argument("--packed", action="store_true", help=PACKED_HELP)
     parser.add_argument("--json", action="store_true", help="as JSON")
     return parser
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 
 import torch
@@ -11,6 +11,7 @@ from jaxtyping import Float, Int
 from torch import Tensor, nn
 
 from alignlab.core.errors import ConfigError, ModelError
+from alignlab.lm.model import GPTModel
 from alignlab.lm.quant.layers import QuantEmbedding, QuantLinear, QuantMatrix
 from alignlab.lm.quant.report import LayerReport, QuantReport
 from alignlab.lm.quant.rounding import Rounded, round_int4, round_int8, round_nf4
@@ -160,6 +161,17 @@ def put(model: nn.Module, name: str, module: nn.Module) -> None:
     """Put `module` where the one called `name` was."""
     parent, _, attribute = name.rpartition(".")
     setattr(model.get_submodule(parent), attribute, module)
+
+
+def fill(model: GPTModel, state: dict[str, Tensor], layers: Mapping[str, QuantLinear | QuantEmbedding]) -> GPTModel:
+    """Give an empty model its quantised layers and all its other parameters; returns it, frozen."""
+    for name, layer in layers.items():
+        put(model, name, layer)
+    inside = tuple(f"{name}." for name in layers)
+    own = {name: value for name, value in model.state_dict().items() if name.startswith(inside)}
+    model.load_state_dict(state | own, strict=True, assign=True)
+    model.requires_grad_(False)
+    return model.eval()
 
 
 def refuse_quantised(model: nn.Module) -> None:

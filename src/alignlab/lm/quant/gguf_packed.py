@@ -1,4 +1,7 @@
-"""GGUF files kept packed: Q4_0, Q4_1 and Q8_0 matrices become layers that multiply by the file's own codes."""
+"""GGUF files kept packed: Q4_0, Q4_1 and Q8_0 matrices become layers that multiply by the file's own codes.
+
+`load(spec, packed=True)` is the way in. The layers multiply by exactly the numbers that `load` gives in float32.
+"""
 
 from __future__ import annotations
 
@@ -9,16 +12,13 @@ import torch
 from gguf.constants import GGMLQuantizationType as Kind
 from torch import Tensor
 
-from alignlab.core.device import pick_device, pick_dtype
 from alignlab.core.errors import ModelError
 from alignlab.lm.architectures import Binding, bindings
 from alignlab.lm.config import GPTConfig
-from alignlab.lm.gguf_config import config_from_gguf
 from alignlab.lm.gguf_reader import GGUFFile
-from alignlab.lm.gguf_tokenizer import from_gguf
-from alignlab.lm.language_model import LanguageModel, resolve
+from alignlab.lm.language_model import LanguageModel, load
 from alignlab.lm.model import GPTModel
-from alignlab.lm.quant.apply import put
+from alignlab.lm.quant.apply import fill
 from alignlab.lm.quant.layers import QuantEmbedding, QuantLinear, QuantMatrix
 from alignlab.lm.quant.rounding import CENTRED, WHOLE, Rounded
 from alignlab.lm.weights import _check_shapes, _refuse_others, empty_model
@@ -28,55 +28,50 @@ PACKED = (Kind.Q4_0, Kind.Q4_1, Kind.Q8_0)
 
 
 def load_packed(spec: str, *, dtype: str = "auto", device: str = "auto") -> LanguageModel:
-    """The model in a GGUF file with its Q4_0, Q4_1 and Q8_0 matrices kept in their bits; others are dequantised.
-
-    The codes and scales are the file's: what the layers multiply by are exactly the numbers that `load` gives in
-    float32. `dtype` is what activations, norms and the other matrices are in. Everything is frozen.
-
-    Raises:
-        ModelError: `spec` is no GGUF file, or a damaged one, or it does not describe a model we know.
-    """
-    target = pick_device(device)
-    precision = pick_dtype(dtype, target)
-    path = resolve(spec)
-    if path.is_dir() or path.suffix == ".bin":
-        raise ModelError(f"{path}: only GGUF files hold packed weights; quantise packs others")
-    source = GGUFFile(path)
-    model = packed_model(config_from_gguf(source), source, precision).to(target)
-    return LanguageModel(model, from_gguf(source), path.stem, str(path))
+    """`load(spec, packed=True)`."""
+    return load(spec, dtype=dtype, device=device, packed=True)
 
 
 def packed_model(config: GPTConfig, source: GGUFFile, dtype: torch.dtype) -> GPTModel:
-    """The model of `config`; memory is the file's packed matrices plus the others in `dtype`."""
+    """The model of `config`; memory is the file's packed matrices plus the others in `dtype`. Everything is frozen.
+
+    Raises:
+        ModelError: the file is not of this model, or none of its matrices is of a kind that can stay packed.
+    """
     model = empty_model(config)
     parameters = model.state_dict()
     plan = list(bindings(config, parameters, "gguf"))
     names = {binding.stored: binding.stored for binding in plan}
     _check_shapes(config, source, plan, parameters, names)
     _refuse_others(config, source, set(names.values()), "gguf")
+    keep = {b.stored for b in plan if source.tensors[b.stored].kind in PACKED and _movable(b, parameters)}
+    if not keep:
+        kinds = sorted({tensor.kind.name for tensor in source.tensors.values() if len(tensor.shape) == 2})
+        raise ModelError(
+            f"{source.path}: its matrices are {', '.join(kinds)}, of which none can stay packed (Q4_0, Q4_1 and Q8_0 "
+            "can): load it without `packed`"
+        )
     state: dict[str, Tensor] = {}
     packed: dict[str, QuantMatrix] = {}
     for binding in plan:
         shapes = [tuple(parameters[name].shape) for name in binding.parameters]
-        if source.tensors[binding.stored].kind in PACKED and len(shapes[0]) == 2 and _movable(binding):
+        if binding.stored in keep:
             packed |= _packed(config, source, binding, shapes, dtype)
             continue
         stored = source.read(binding.stored, torch.float32 if len(shapes[0]) == 1 else dtype)
         parts = binding.layout.split(stored, shapes, config)
         state |= {name: part.to(dtype).contiguous() for name, part in zip(binding.parameters, parts, strict=True)}
+    layers: dict[str, QuantLinear | QuantEmbedding] = {}
     for name, matrix in packed.items():
         module = name.removesuffix(".weight")
-        layer = QuantEmbedding(matrix) if name == "embed.weight" else QuantLinear(matrix, state.get(f"{module}.bias"))
-        put(model, module, layer)
-    buffers = {name: value for name, value in model.state_dict().items() if name not in parameters}
-    state = {name: value for name, value in state.items() if name in model.state_dict()}
-    model.load_state_dict(state | buffers, strict=True, assign=True)
-    return model.requires_grad_(False).eval()
+        is_embedding = name == "embed.weight"
+        layers[module] = QuantEmbedding(matrix) if is_embedding else QuantLinear(matrix, state.get(f"{module}.bias"))
+    return fill(model, state, layers)
 
 
-def _movable(binding: Binding) -> bool:
+def _movable(binding: Binding, parameters: dict[str, Tensor]) -> bool:
     """Whether the parts of a stored tensor are whole rows of it: then codes can be moved as rows are."""
-    return not any(name == "pos_embed.weight" for name in binding.parameters)
+    return all(parameters[name].ndim == 2 and name != "pos_embed.weight" for name in binding.parameters)
 
 
 def _packed(
