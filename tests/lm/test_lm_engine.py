@@ -102,7 +102,7 @@ def test_steps_of_fixed_shape_give_the_same_answers(make_lm: MakeLM) -> None:
     engine = Engine(lm, blocks=20, invariant=False)
     engine.runner.graphs = DecodeGraphs(lm.model, engine.cache, record=False)
     same(EngineSampler(engine).generate(prompts, DRAWN), LocalSampler(lm).generate(prompts, DRAWN))
-    assert len(engine.runner.graphs.steps) >= 2
+    assert engine.runner.graphs.steps
 
 
 def test_scores_are_those_of_the_local_sampler(make_lm: MakeLM) -> None:

@@ -15,7 +15,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor, nn
 
 from alignlab.lm.attention_gradient import attend_for_training, trains_faster
-from alignlab.lm.cache import KVCache, RaggedCache
+from alignlab.lm.cache import KVCache, RaggedCache, RaggedLayer
 from alignlab.lm.config import GPTConfig
 from alignlab.lm.flex import FlexPlan, flex_attend
 from alignlab.lm.linear import project, project_together
@@ -50,7 +50,8 @@ class Context:
     mask: Bool[Tensor, "batch 1 query key"] | None
     """True where a query may look; None means plain causal attention over the same tokens, or (one query) over all."""
     rotation: Rotation | None
-    cache: KVCache | RaggedCache | None
+    cache: KVCache | RaggedCache | RaggedLayer | None
+    """A `RaggedCache` shows each layer its own part."""
     extra: Extra | None = None
     """None where attention is plain and nothing is dropped."""
 
@@ -123,11 +124,11 @@ class MultiHeadAttention(nn.Module):
             q, k = rotate(q, context.rotation), rotate(k, context.rotation)
             if taps:
                 q, k = taps(f"{prefix}hook_rot_q", q), taps(f"{prefix}hook_rot_k", k)
-        if isinstance(context.cache, RaggedCache):
+        if isinstance(context.cache, RaggedLayer):
             z = context.cache.attend(self, q, k, v)  # (batch, pos, head, d_head)
         else:
             shared = None
-            if context.cache is not None:
+            if isinstance(context.cache, KVCache):
                 k, v = context.cache.append(self.layer, k, v)
                 shared = context.cache.prefix(self.layer)
             else:

@@ -36,6 +36,14 @@ class RaggedCache(ABC):
         """Make the masks (or ALiBi's penalties) of this pass for the windowed or for the full layers."""
 
     @abstractmethod
+    def layer(self, layer: int, windowed: bool) -> RaggedLayer:
+        """What one layer of the model sees of this pass."""
+
+
+class RaggedLayer:
+    """One layer's part of a pass over a `RaggedCache`. It says itself which layer it is, so that all layers' programs
+    are one to a compiler."""
+
     def attend(
         self,
         attention: MultiHeadAttention,
@@ -43,7 +51,8 @@ class RaggedCache(ABC):
         k: Float[Tensor, "1 total kv_head d_head"],
         v: Float[Tensor, "1 total kv_head d_head"],
     ) -> Float[Tensor, "1 total head d_head"]:
-        """Keep a layer's new keys and values, and attend from each token to all before it in its row."""
+        """Keep the new keys and values, and attend from each token to all before it in its row."""
+        raise NotImplementedError
 
 
 class KVCache:

@@ -23,8 +23,11 @@ def project_together(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
 
     On the CPU with packed weights each call costs a barrier; on a GPU a wide product keeps more of it busy, and joining
     the weights is nothing beside a training batch. Layers of a kind of their own may bring `project_joined(layers, x)`,
-    which answers None where it does not pay.
+    which answers None where it does not pay; a layer with the attribute `joined` has weight and bias of all of them.
     """
+    whole: tuple[Tensor, Tensor | None] | None = getattr(layers[0], "joined", None)
+    if whole is not None:
+        return list(F.linear(x, *whole).split([int(layer.out_features) for layer in layers], dim=-1))  # type: ignore[arg-type]
     joined: Callable[..., list[Tensor] | None] | None = getattr(type(layers[0]), "project_joined", None)
     found = None if joined is None else joined(layers, x)
     if found is not None:

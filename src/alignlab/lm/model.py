@@ -96,7 +96,11 @@ class GPTModel(nn.Module):
             x = F.dropout(x, self.config.dropout)
         contexts = self.contexts(positions, length, cache, segments, x.dtype, drops)
         for layer, block in enumerate(self.blocks):
-            x = block(x, contexts[self.config.is_windowed(layer)])
+            windowed = self.config.is_windowed(layer)
+            context = contexts[windowed]
+            if isinstance(cache, RaggedCache):
+                context = replace(context, cache=cache.layer(layer, windowed))
+            x = block(x, context)
         x = self.final_norm(x)
         multiplier = self.config.output_multiplier
         return x if multiplier == 1.0 else x * multiplier

@@ -67,7 +67,7 @@ def checkpointed_blocks(model: nn.Module) -> Iterator[None]:
         raise ConfigError(
             f"gradient_checkpointing is on, but {type(model).__name__} has no `blocks` to apply it to; switch it off"
         )
-    with _replaced([(block, "forward") for block in blocks], lambda f: partial(checkpoint, f, use_reentrant=False)):
+    with replaced([(block, "forward") for block in blocks], lambda f: partial(checkpoint, f, use_reentrant=False)):
         yield
 
 
@@ -91,7 +91,7 @@ def compiled(model: nn.Module) -> Iterator[None]:
     else:
         parts = [(model, "hidden_states" if hasattr(model, "hidden_states") else "forward")]
     try:
-        with _replaced(parts, torch.compile), compiler.patch(optimize_ddp=not on_one_host()):
+        with replaced(parts, torch.compile), compiler.patch(optimize_ddp=not on_one_host()):
             yield
     except Exception as error:
         if not type(error).__module__.startswith(("torch._dynamo", "torch._inductor")):
@@ -110,7 +110,7 @@ def on_one_host() -> bool:
 
 
 @contextmanager
-def _replaced(methods: list[tuple[nn.Module, str]], change: Callable[[Callable[..., Any]], Any]) -> Iterator[None]:
+def replaced(methods: list[tuple[nn.Module, str]], change: Callable[[Callable[..., Any]], Any]) -> Iterator[None]:
     """Inside, `change(method)` stands where each module's method of that name did."""
     before = [vars(module).get(name) for module, name in methods]
     for module, name in methods:

@@ -7,37 +7,34 @@ A step (`Engine.step`) plans who reads how many tokens (`scheduler`), reads them
 
 from __future__ import annotations
 
+import math
 import threading
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain, count
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
-from alignlab.core.config import require
-from alignlab.core.errors import AlignlabError, ConfigError, SamplerError
+from alignlab.core.errors import AlignlabError, SamplerError
 from alignlab.core.rng import torch_generator
 from alignlab.lm.constraint_types import Constraint
 from alignlab.lm.engine.admission import check_request
+from alignlab.lm.engine.ahead import draw_ahead, runs_ahead
 from alignlab.lm.engine.blocks import BlockPool
 from alignlab.lm.engine.choose import Drawn, draw_next, drawing_rule
 from alignlab.lm.engine.graphs import DecodeGraphs
+from alignlab.lm.engine.options import EngineOptions
 from alignlab.lm.engine.paged import PagedCache
 from alignlab.lm.engine.request import Event, FinishReason, Handle, Job, Request
 from alignlab.lm.engine.runner import Read, Runner
 from alignlab.lm.engine.scheduler import Scheduler, Work
 from alignlab.lm.generate import NOT_FINITE, row_seeds
 from alignlab.lm.language_model import LanguageModel
-from alignlab.lm.model import GPTModel
 from alignlab.lm.stop_strings import has_stop
 
 if TYPE_CHECKING:
     from alignlab.lm.constrained import Guide
 
-CPU_MEMORY = 2 * 2**30
-"""Bytes that the cache takes at most on a CPU where nobody says; they are taken as they are first written."""
-GPU_SHARE = 0.8
-"""Part of a GPU's free memory that the cache takes at most where nobody says."""
 KEPT_GUIDES = 32
 
 
@@ -58,51 +55,33 @@ class EngineStats:
 class Engine:
     """Continuous batching over a paged key-value cache.
 
-    The cache has `blocks` blocks of `block_size` tokens, or as many as go into `memory` bytes; where neither is given,
-    as many as `max_running` full contexts need, within 2 GiB on a CPU and 80 % of what is free on a GPU. At most
-    `max_running` requests run at a time; a step reads at most `prefill_chunk` prompt tokens beside the decoding. One
-    level of priority is worth `ageing` steps of waiting. `invariant` makes every number independent of the load (see
-    `engine.invariant`); where None, in float32 on a CPU.
-
-    Any thread may submit, wait or cancel; steps are made by whoever waits. Raises `ConfigError` for sizes that hold no
+    The settings are those of `EngineOptions`: `Engine(lm, blocks=64)`, or `Engine(lm, EngineOptions(blocks=64))`. Any
+    thread may submit, wait or cancel; steps are made by whoever waits. Raises `ConfigError` for sizes that hold no
     request.
     """
 
-    def __init__(
-        self,
-        lm: LanguageModel,
-        *,
-        blocks: int | None = None,
-        memory: int | None = None,
-        block_size: int = 16,
-        max_running: int = 256,
-        prefill_chunk: int = 512,
-        ageing: int = 64,
-        invariant: bool | None = None,
-    ) -> None:
+    def __init__(self, lm: LanguageModel, options: EngineOptions | None = None, **settings: Any) -> None:
         weight = lm.model.embed.weight
-        on_cpu = weight.device.type == "cpu"
-        invariant = on_cpu and weight.dtype is torch.float32 if invariant is None else invariant
-        for name, value in (("max_running", max_running), ("prefill_chunk", prefill_chunk), ("ageing", ageing)):
-            require(value >= 1, name, value, "a whole number of at least 1")
-        require(
-            block_size >= 1 and not (invariant and block_size % 16),
-            "block_size", block_size, "a positive whole number, for invariant numbers a multiple of 16",
-        )  # fmt: skip
-        n_blocks = blocks if blocks is not None else blocks_within(lm.model, memory, block_size, max_running)
-        require(n_blocks >= 1, "blocks", n_blocks, "a whole number of at least 1")
-        self.lm, self.lock, self.ageing = lm, threading.RLock(), ageing
+        on_cpu, on_gpu = (weight.device.type == kind for kind in ("cpu", "cuda"))
+        options = replace(options or EngineOptions(), **settings)
+        if options.invariant is None:
+            options = replace(options, invariant=on_cpu and weight.dtype is torch.float32)
+        n_blocks, size = options.n_blocks(lm.model), options.block_size
+        self.lm, self.lock, self.options = lm, threading.RLock(), options
         self.pool = BlockPool(n_blocks)
         self.scheduler = Scheduler(
-            self.pool, block_size=block_size, max_running=max_running, prefill_chunk=prefill_chunk
-        )
-        self.cache = PagedCache(lm.model.config, n_blocks, block_size, device=weight.device, dtype=weight.dtype)
-        graphs = None if on_cpu else DecodeGraphs(lm.model, self.cache, record=weight.device.type == "cuda")
-        self.runner = Runner(lm.model, self.cache, invariant=invariant, graphs=graphs)
+            self.pool, block_size=size, max_running=options.max_running,
+            prefill_chunk=options.prefill_chunk or (8192 if on_gpu else 512),
+        )  # fmt: skip
+        self.cache = PagedCache(lm.model.config, n_blocks, size, device=weight.device, dtype=weight.dtype)
+        graphs = None
+        if not on_cpu:
+            graphs = DecodeGraphs(lm.model, self.cache, record=on_gpu, compiled=options.compiled is not False)
+        self.runner = Runner(lm.model, self.cache, invariant=bool(options.invariant), graphs=graphs)
         self.jobs: dict[str, Job] = {}
         self.guides: dict[Constraint, Guide] = {}
         self._serial = count()
-        self._weights: object = None
+        self._weights: tuple[object, object] | None = None
         self._tokens_read = 0
 
     # Requests ---------------------------------------------------------------------------------------------------------
@@ -130,7 +109,7 @@ class Engine:
         budget = check_request(name, request, self.lm.model.config, self.pool.n_blocks * size, size)
         seed = row_seeds([tokens], sampling.seed)[0] if request.seed is None else request.seed
         job = Job(
-            request, name, tokens, budget, (step - self.ageing * request.priority, serial),
+            request, name, tokens, budget, (step - self.options.ageing * request.priority, serial),
             arrived_step=step, prompt_length=len(tokens), rule=drawing_rule(sampling),
         )  # fmt: skip
         job.end_ids = self.lm.tokenizer.eos_ids if request.end_ids is None else request.end_ids
@@ -172,6 +151,9 @@ class Engine:
             work = self.scheduler.plan()
             if not work:
                 return []
+            n_steps = self.scheduler.reserve_ahead(work, self.options.ahead) if runs_ahead(work, self.runner) else 1
+            if n_steps > 1:
+                return self._run_ahead([piece.job for piece in work], n_steps)
             read = self.runner.read(work)
             self._tokens_read += len(read.hidden)
             broken = self._fail_broken(read)
@@ -208,7 +190,7 @@ class Engine:
                 read.work[place].job.logprobs.extend(scores)
         for piece in read.work:
             if not piece.job.finished and (piece.job.scores or not piece.completes):
-                self._advance(piece)
+                self._advance(piece.job, piece.n_new)
                 if piece.job.scores and piece.job.remaining == 0:
                     events.append(self._end(piece.job, "scored"))
         return events
@@ -220,38 +202,64 @@ class Engine:
         drawn = draw_next(self.runner.logits(read.last_of(places)), [read.work[i].job for i in places])
         return [self._take(read.work[place], one) for place, one in zip(places, drawn, strict=True)]
 
+    def _run_ahead(self, jobs: list[Job], n_steps: int) -> list[Event]:
+        """Several steps of requests that all decode. What a request drew after its end is thrown away."""
+        events = []
+        for job, tokens, logprobs in zip(jobs, *draw_ahead(self.runner, jobs, n_steps), strict=True):
+            n_read, ended = 0, None
+            for token, logprob in zip(tokens, logprobs, strict=True):
+                if not math.isfinite(logprob):
+                    error = SamplerError(f"request {job.id!r}: {NOT_FINITE.format(len(job.tokens))}")
+                    ended = self._end(job, "failed", error)
+                    break
+                job.tokens.append(token)
+                job.logprobs.append(logprob)
+                n_read, finished = n_read + 1, self._reason(job, token)
+                events.append(Event(job.id, token, logprob, finished))
+                if finished:
+                    break
+            self._tokens_read += n_read
+            if ended is not None:
+                events.append(ended)
+                continue
+            self._advance(job, n_read)
+            if finished:
+                self._end(job, finished)
+        return events
+
     def _take(self, piece: Work, drawn: Drawn) -> Event:
         """Write a drawn token down, and end the request where it was the last."""
         job = piece.job
         if drawn.error is not None:
             return self._end(job, "failed", SamplerError(f"request {job.id!r}: {drawn.error}"))
-        self._advance(piece)
+        self._advance(job, piece.n_new)
         if drawn.token is None:
             return self._end(job, "stop")
         job.tokens.append(drawn.token)
         job.logprobs.append(drawn.logprob)
-        finished: FinishReason | None = None
-        whole = job.state is not None and job.state.finished
-        if (
-            whole
-            or drawn.token in job.end_ids
-            or has_stop(self.lm.tokenizer, job.new_tokens, job.request.sampling.stop)
-        ):
-            finished = "stop"
-        elif len(job.logprobs) >= job.budget:
-            finished = "length"
+        finished = self._reason(job, drawn.token)
         if finished:
             self._end(job, finished)
         return Event(job.id, drawn.token, drawn.logprob, finished)
 
-    def _advance(self, piece: Work) -> None:
+    def _reason(self, job: Job, token: int) -> FinishReason | None:
+        """Why a request ends with the token that it got last; None where it goes on."""
+        stops = job.request.sampling.stop
+        if token in job.end_ids or (job.state is not None and job.state.finished):
+            return "stop"
+        if stops and has_stop(self.lm.tokenizer, job.new_tokens, stops):
+            return "stop"
+        return "length" if len(job.logprobs) >= job.budget else None
+
+    def _advance(self, job: Job, n_read: int) -> None:
         """What was read counts; blocks that are full now can be found by others."""
-        job, size = piece.job, self.scheduler.block_size
+        size = self.scheduler.block_size
         full = job.computed // size
-        job.computed += piece.n_new
-        names = job.block_names(size, job.computed)
-        for i in range(full, len(names)):
-            self.pool.publish(job.blocks[i], names[i])
+        job.computed += n_read
+        if job.computed // size > full:
+            names = job.block_names(size, job.computed)
+            for i in range(full, len(names)):
+                self.pool.publish(job.blocks[i], names[i])
 
     def _end(self, job: Job, reason: FinishReason, error: AlignlabError | None = None) -> Event:
         held = list(job.blocks)
@@ -269,14 +277,20 @@ class Engine:
     def refresh(self) -> None:
         """Forget what was read if the model's weights (or who listens to it) have changed since."""
         model = self.lm.model
-        tensors = chain(model.parameters(), model.buffers())
+        tensors = list(chain(model.parameters(), model.buffers()))
         switches = [getattr(module, "enabled", None) for module in model.modules()]
-        weights = (object() if model.taps else None, switches, [(t.data_ptr(), t._version) for t in tensors])
-        if weights != self._weights:
-            self.pool.forget()
-            if self.runner.graphs is not None:
-                self.runner.graphs.forget()
-        self._weights = weights
+        places = (switches, [tensor.data_ptr() for tensor in tensors])
+        versions = (object() if model.taps else None, [tensor._version for tensor in tensors])
+        if (places, versions) == self._weights:
+            return
+        self.pool.forget()
+        graphs = self.runner.graphs
+        if graphs is not None and self._weights is not None:
+            if self._weights[0] == places:
+                graphs.renew()
+            else:
+                graphs.forget()
+        self._weights = places, versions
 
     def stats(self) -> EngineStats:
         """A snapshot of what the engine does."""
@@ -286,15 +300,3 @@ class Engine:
                 len(plan.running), len(plan.waiting), self.pool.n_blocks, self.pool.used,
                 plan.step, self._tokens_read, plan.reused, plan.preemptions,
             )  # fmt: skip
-
-
-def blocks_within(model: GPTModel, memory: int | None, block_size: int, max_running: int) -> int:
-    """How many blocks go into `memory` bytes, or, where it is None, are worth having."""
-    weight = model.embed.weight
-    each = PagedCache.bytes_per_block(model.config, block_size, weight.dtype)
-    if memory is not None:
-        if memory < each:
-            raise ConfigError(f"memory is {memory} bytes, one block of {block_size} tokens takes {each}")
-        return memory // each
-    free = GPU_SHARE * torch.cuda.mem_get_info(weight.device)[0] if weight.device.type == "cuda" else CPU_MEMORY
-    return max(1, min(int(free) // each, max_running * -(-model.config.n_ctx // block_size)))

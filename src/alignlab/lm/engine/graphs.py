@@ -2,14 +2,17 @@
 
 A decode step of a small model is hundreds of kernels of a few microseconds, and launching them takes longer than
 running them. A recorded graph is launched as one, but with the shapes and addresses that it was recorded with: so rows
-and block tables are filled up to the next of a few sizes, and written into tensors that stay where they are.
+and block tables are filled up to the next of a few sizes, and written into tensors that stay where they are. Several
+steps in a row (`run_ahead`) draw on the GPU and come back to Python once.
 
 On the CPU nothing is recorded; the same step runs as it is, which is how the tests check everything but the recording.
 """
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,12 +21,19 @@ from jaxtyping import Float, Int
 from torch import Tensor
 
 from alignlab.lm.engine.blocks import ZERO_BLOCK
+from alignlab.lm.engine.decode_batch import DecodeBatch, has_kernel
+from alignlab.lm.engine.joined import JoinedProducts
 from alignlab.lm.engine.paged import Group, PagedBatch, PagedCache, Span
 from alignlab.lm.model import GPTModel
+from alignlab.train.context import replaced
 
 ROW_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
 """Numbers of rows for which steps are recorded; more rows run unrecorded."""
+KERNEL_WIDTH = 32
+"""Blocks of a table at least where the kernel reads it: it walks over those that a row has, not over all."""
 WARM_UP = 2
+Choose = Callable[[Tensor, int], tuple[Tensor, Tensor]]
+"""From logits (row, vocab) and the number of the step: each row's next token and its log-probability."""
 
 
 @dataclass
@@ -37,16 +47,27 @@ class Step:
 
 
 class DecodeGraphs:
-    """Runs decode steps (one new token a row) of a model over a cache, each shape recorded on first use."""
+    """Runs decode steps (one new token a row) of a model over a cache, each shape recorded on first use.
 
-    def __init__(self, model: GPTModel, cache: PagedCache, *, record: bool) -> None:
-        self.model, self.cache, self.record = model, cache, record
+    With `compiled`, blocks go through `torch.compile` on the way, which joins their small kernels.
+    """
+
+    def __init__(self, model: GPTModel, cache: PagedCache, *, record: bool, compiled: bool = False) -> None:
+        self.model, self.cache, self.record, self.compiled = model, cache, record, compiled
+        self.kernel = has_kernel(model.config, cache.device)
         self.steps: dict[tuple[int, int], Step] = {}
+        self.joined: JoinedProducts | None = None
         self.pool: Any = None
 
     def forget(self) -> None:
-        """Drop what was recorded: the model's weights have moved."""
+        """Drop what was recorded: the model's weights have moved, or its layers are others."""
         self.steps.clear()
+        self.joined = None
+
+    def renew(self) -> None:
+        """The model's weights have changed where they are."""
+        if self.joined is not None:
+            self.joined.renew()
 
     def takes(self, spans: Sequence[Span]) -> bool:
         """Whether there is a recorded size for so many rows."""
@@ -54,35 +75,79 @@ class DecodeGraphs:
 
     def run(self, tokens: Sequence[int], spans: Sequence[Span]) -> Float[Tensor, "row d_model"]:
         """Hidden states after each row's new token. They are overwritten by the next run of the same shape."""
-        size = self.cache.block_size
+        return self.filled(tokens, spans, 1).replay()[: len(spans)]
+
+    def run_ahead(
+        self, tokens: Sequence[int], spans: Sequence[Span], n_steps: int, choose: Choose
+    ) -> tuple[Int[Tensor, "step row"], Float[Tensor, "step row"]]:
+        """`n_steps` tokens for each row, drawn by `choose`, and their log-probabilities, on the CPU.
+
+        What a row writes beyond its own blocks is lost: its tokens from there on mean nothing.
+        """
+        step, n_rows = self.filled(tokens, spans, n_steps), len(spans)
+        drawn, gained = [], []
+        for i in range(n_steps):
+            chosen, logprob = choose(self.model.unembed(step.replay()[:n_rows]), i)
+            drawn.append(chosen)
+            gained.append(logprob)
+            if i + 1 < n_steps:
+                step.tokens[0, :n_rows] = chosen
+                step.positions.add_(1).clamp_(max=self.cache.config.n_ctx - 1)
+        return torch.stack(drawn).cpu(), torch.stack(gained).cpu()
+
+    def filled(self, tokens: Sequence[int], spans: Sequence[Span], n_steps: int) -> Step:
+        """The step for so many rows, with their tokens, positions and blocks in place."""
+        size, limit = self.cache.block_size, -(-self.cache.config.n_ctx // self.cache.block_size)
         n_rows = next(n for n in ROW_SIZES if n >= len(spans))
-        wide = max(-(-(span.start + 1) // size) for span in spans)
-        width = min(1 << (wide - 1).bit_length(), -(-self.cache.config.n_ctx // size))
+        wide = max(-(-(span.start + n_steps) // size) for span in spans)
+        width = min(max(1 << (wide - 1).bit_length(), KERNEL_WIDTH if self.kernel else 1), limit)
         step = self.steps.get((n_rows, width))
         if step is None:
             step = self.steps[n_rows, width] = self.prepare(n_rows, width)
-        idle = n_rows - len(spans)
-        # Idle rows read and write the block that nobody reads.
-        tables = [[*span.blocks[:width], *[ZERO_BLOCK] * (width - len(span.blocks))] for span in spans]
-        tables += [[self.cache.scratch, *[ZERO_BLOCK] * (width - 1)]] * idle
+        # Idle rows, and rows that run beyond their end, read and write the block that nobody reads.
+        scratch, idle = self.cache.scratch, n_rows - len(spans)
+        tables = [self.table_of(span, min(-(-(span.start + n_steps) // size), limit), width) for span in spans]
+        tables += [[scratch] * width] * idle
         step.tokens.copy_(torch.tensor([[*tokens, *[0] * idle]]), non_blocking=True)
         step.positions.copy_(torch.tensor([[*(span.start for span in spans), *[0] * idle]]), non_blocking=True)
         step.table.copy_(torch.tensor(tables), non_blocking=True)
-        return step.replay()[: len(spans)]
+        return step
+
+    def table_of(self, span: Span, reached: int, width: int) -> list[int]:
+        """A row's blocks; where it reaches further than they do, the scratch block; then zeros."""
+        own = span.blocks[:width]
+        beyond = [self.cache.scratch] * (reached - len(own))
+        return [*own, *beyond, *[ZERO_BLOCK] * (width - len(own) - len(beyond))]
 
     def prepare(self, n_rows: int, width: int) -> Step:
         """The step for `n_rows` rows of at most `width` blocks, recorded where that is asked for."""
         device = self.cache.device
         tokens = torch.zeros(1, n_rows, dtype=torch.long, device=device)
         positions = torch.zeros(1, n_rows, dtype=torch.long, device=device)
-        table = torch.full((n_rows, width), ZERO_BLOCK, device=device)
-        table[:, 0] = self.cache.scratch
+        table = torch.full((n_rows, width), self.cache.scratch, device=device)
 
         def once() -> Float[Tensor, "row d_model"]:
             return self.decode(tokens, positions, table)
 
         if not self.record:
             return Step(tokens, positions, table, once)
+        self.joined = self.joined or JoinedProducts(self.model)
+        with ExitStack() as stack:
+            stack.enter_context(self.joined.attached())
+            if self.compiled:
+                stack.enter_context(replaced([(block, "forward") for block in self.model.blocks], torch.compile))
+            try:
+                return Step(tokens, positions, table, self.recorded(once))
+            except Exception as error:
+                if not (self.compiled and type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))):
+                    raise
+                said = str(error).strip().splitlines() or [type(error).__name__]
+        warnings.warn(f"decoding goes on without torch.compile, which failed: {said[0]}", stacklevel=2)
+        self.compiled = False
+        return self.prepare(n_rows, width)
+
+    def recorded(self, once: Callable[[], Float[Tensor, "row d_model"]]) -> Callable[[], Float[Tensor, "row d_model"]]:
+        """`once` as a graph; what it returns is always the same tensor."""
         aside = torch.cuda.Stream()
         aside.wait_stream(torch.cuda.current_stream())
         with torch.cuda.stream(aside):  # kernels are chosen and tables made before anything is recorded
@@ -98,16 +163,19 @@ class DecodeGraphs:
             graph.replay()
             return hidden
 
-        return Step(tokens, positions, table, replay)
+        return replay
 
     def decode(
         self, tokens: Int[Tensor, "1 row"], positions: Int[Tensor, "1 row"], table: Int[Tensor, "row block"]
     ) -> Float[Tensor, "row d_model"]:
         """One step, all of it a function of three tensors: nothing here may depend on their values in Python."""
+        # Tables of rotary positions are made for the whole context, so that no later pass replaces them.
+        length = self.cache.config.n_ctx
+        if self.kernel:
+            batch = DecodeBatch(self.cache, positions, table, length=length)
+            return self.model.hidden_states(tokens, cache=batch)[0]
         size, rows = self.cache.block_size, positions[0]
         blocks = table.gather(1, (rows // size)[:, None]).squeeze(1)
         group = Group(0, len(rows), 1, rows[:, None], table)
-        # Tables of rotary positions are made for the whole context, so that no later pass replaces them.
-        length = self.cache.config.n_ctx
-        batch = PagedBatch(self.cache, positions, blocks * size + rows % size, [group], length=length)
-        return self.model.hidden_states(tokens, cache=batch)[0]
+        gathered = PagedBatch(self.cache, positions, blocks * size + rows % size, [group], length=length)
+        return self.model.hidden_states(tokens, cache=gathered)[0]

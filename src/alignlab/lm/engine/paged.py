@@ -19,7 +19,7 @@ from jaxtyping import Bool, Float, Int
 from torch import Tensor
 
 from alignlab.lm.attention import Extra, MultiHeadAttention, causal_mask
-from alignlab.lm.cache import RaggedCache
+from alignlab.lm.cache import RaggedCache, RaggedLayer
 from alignlab.lm.config import GPTConfig
 from alignlab.lm.engine.blocks import ZERO_BLOCK
 from alignlab.lm.engine.invariant import attend_invariantly
@@ -168,6 +168,16 @@ class PagedBatch(RaggedCache):
                     extra = Extra(bias=alibi(group.positions, keys, mask, dtype))
             group.masks[windowed], group.extras[windowed] = mask, extra
 
+    def layer(self, layer: int, windowed: bool) -> PagedLayer:
+        return PagedLayer(self, layer, windowed)
+
+
+class PagedLayer(RaggedLayer):
+    """A layer's part of a `PagedBatch`: attention group by group."""
+
+    def __init__(self, batch: PagedBatch, layer: int, windowed: bool) -> None:
+        self.batch, self.layer, self.windowed = batch, layer, windowed
+
     def attend(
         self,
         attention: MultiHeadAttention,
@@ -175,19 +185,19 @@ class PagedBatch(RaggedCache):
         k: Float[Tensor, "1 total kv_head d_head"],
         v: Float[Tensor, "1 total kv_head d_head"],
     ) -> Float[Tensor, "1 total head d_head"]:
-        layer, windowed = attention.layer, attention.config.is_windowed(attention.layer)
-        self.cache.write(layer, self.slots, k[0], v[0])
+        batch, cache, layer, windowed = self.batch, self.batch.cache, self.layer, self.windowed
+        cache.write(layer, batch.slots, k[0], v[0])
         found = []
-        for group in self.groups:
+        for group in batch.groups:
             rows = (group.n_rows, group.n_query)
             own_q, own_k, own_v = (t[0, group.columns].unflatten(0, rows).transpose(1, 2) for t in (q, k, v))
             mask, extra, shared = group.masks[windowed], group.extras[windowed], None
             if group.table is not None:
-                own_k, own_v = (t[:, :, : group.n_keys] for t in self.cache.gather(layer, group.table))
+                own_k, own_v = (t[:, :, : group.n_keys] for t in cache.gather(layer, group.table))
                 if group.shared is not None:
-                    far_k, far_v = self.cache.gather(layer, group.shared[None])
+                    far_k, far_v = cache.gather(layer, group.shared[None])
                     shared = far_k[0], far_v[0]
-            if self.invariant and mask is not None and not attention.taps:
+            if batch.invariant and mask is not None and not attention.taps:
                 z = attend_invariantly(attention, own_q, own_k, own_v, mask, extra)
             else:
                 z = attention.attend(own_q, own_k, own_v, mask, shared, extra)  # (row, query, head, d_head)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Literal
+from typing import TYPE_CHECKING, Literal, NamedTuple
 
 from alignlab.core.errors import AlignlabError, SamplerError
 from alignlab.lm.engine.blocks import chain_hash
@@ -40,8 +40,7 @@ class Request:
     """Nothing is generated: the log-probabilities of the tokens from this index on are the answer."""
 
 
-@dataclass(frozen=True)
-class Event:
+class Event(NamedTuple):
     """What a step did for one request."""
 
     id: str

@@ -76,6 +76,20 @@ class Scheduler:
             self._admit(budget, work)
         return work
 
+    def reserve_ahead(self, work: list[Work], n_steps: int) -> int:
+        """For how many steps all of `work`, which decodes, can go on without a new plan; blocks for them are reserved.
+
+        1 where the cache is too full: somebody may then have to give way.
+        """
+        ends = [min(job.computed + n_steps, job.prompt_length + job.budget - 1) for job in (w.job for w in work)]
+        missing = [self.blocks_for(end) - len(piece.job.blocks) for piece, end in zip(work, ends, strict=True)]
+        if sum(n for n in missing if n > 0) > self.pool.available:
+            return 1
+        for piece, n in zip(work, missing, strict=True):
+            piece.job.blocks.extend(self.pool.allocate() for _ in range(n))
+        longest = max(piece.job.budget - len(piece.job.logprobs) for piece in work)
+        return min(n_steps, longest)
+
     def _admit(self, budget: int, work: list[Work]) -> None:
         being_read = {name for job in self.running for name in self._names_being_read(job)}
         for job in list(self.waiting):

@@ -1,0 +1,134 @@
+"""On a GPU: the paged cache's kernel against its definition, recorded and compiled steps against `LocalSampler`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import tokenizers
+import torch
+from tokenizers import decoders, models, pre_tokenizers
+from torch import Tensor
+
+from alignlab.lm.config import GPTConfig
+from alignlab.lm.engine import Engine, EngineSampler
+from alignlab.lm.language_model import LanguageModel
+from alignlab.lm.local import LocalSampler
+from alignlab.lm.model import GPTModel
+from alignlab.lm.tokenizer import SpecialTokens, Tokenizer
+from alignlab.lm.types import SamplingParams
+
+pytestmark = [
+    pytest.mark.skipif(not torch.cuda.is_available(), reason="a CUDA device is needed"),
+    pytest.mark.filterwarnings("ignore::DeprecationWarning"),  # torch's compiler uses what torch deprecates
+    pytest.mark.filterwarnings("ignore::UserWarning:torch"),
+]
+GREEDY = SamplingParams(max_tokens=21, temperature=0)
+DRAWN = SamplingParams(max_tokens=21, temperature=0.9, top_p=0.95, seed=3)
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": {"n_heads": 6, "n_kv_heads": 2},
+    "gpt2": {
+        "positions": "learned", "norm": "layernorm", "activation": "gelu", "gated_mlp": False, "qkv_bias": True,
+        "out_bias": True, "mlp_bias": True,
+    },
+    "windowed": {
+        "n_heads": 6, "n_kv_heads": 3, "attn_softcap": 20.0, "window": 10, "window_layers": (True, False, True),
+    },
+    "alibi": {"positions": "alibi"},
+}  # fmt: skip
+
+
+def definition(q: Tensor, k: Tensor, v: Tensor, scale: float, softcap: float, window: int) -> Tensor:
+    """Attention of one row's last token (head, d_head) over its keys (key, kv_head, d_head), in float64."""
+    q, k, v = (t.double() for t in (q, k, v))
+    groups = q.shape[0] // k.shape[1]
+    scores = torch.einsum("hd,nhd->hn", q, k.repeat_interleave(groups, 1)) * scale
+    scores = softcap * torch.tanh(scores / softcap) if softcap else scores
+    if window:
+        scores[:, : max(0, len(k) - window)] = float("-inf")
+    return torch.einsum("hn,nhd->hd", scores.softmax(-1), v.repeat_interleave(groups, 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(
+    ("heads", "kv_heads", "width", "softcap", "window", "keys_a_program"),
+    [(6, 2, 64, 0.0, 0, 512), (4, 4, 48, 0.0, 20, 64), (9, 3, 64, 5.0, 0, 64), (8, 1, 128, 0.0, 100, 32)],
+)
+def test_the_kernel_is_attention(
+    heads: int, kv_heads: int, width: int, softcap: float, window: int, keys_a_program: int, dtype: torch.dtype,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
+    paged_kernel = pytest.importorskip("alignlab.lm.engine.paged_kernel")
+    monkeypatch.setattr(paged_kernel, "KEYS_A_PROGRAM", keys_a_program)
+    torch.manual_seed(0)
+    size, n_blocks, positions = 16, 20, [0, 150, 317]
+    memory = torch.randn(2, 3 * n_blocks, size, kv_heads, width, device="cuda").to(dtype)
+    table = torch.randperm(3 * n_blocks, device="cuda").view(3, n_blocks)
+    row = torch.randn(3, heads + 2 * kv_heads, width, device="cuda").to(dtype)
+    q, k, v = row.split([heads, kv_heads, kv_heads], 1)
+    keys, values = memory.clone()
+    found = paged_kernel.attend_paged(
+        q, k, v, keys, values, table, torch.tensor(positions).cuda(), 0.2, softcap, window
+    )
+    for i, position in enumerate(positions):
+        own = [t[table[i]].flatten(0, 1)[: position + 1].clone() for t in memory]
+        own[0][position], own[1][position] = k[i], v[i]
+        expected = definition(q[i], own[0], own[1], 0.2, softcap, window)
+        assert (found[i] - expected).abs().max() < (2e-6 if dtype is torch.float32 else 2e-2)
+        assert torch.equal(keys[table[i, position // size], position % size], k[i])
+        assert torch.equal(values[table[i, position // size], position % size], v[i])
+    written = (keys != memory[0]).flatten(2).any(-1).sum()
+    assert written == len(positions)  # nothing else
+
+
+def language_model(family: str) -> LanguageModel:
+    shape = {"vocab_size": 300, "n_ctx": 128, "d_model": 96, "n_layers": 3, "n_heads": 4, "d_mlp": 128}
+    model = GPTModel(GPTConfig(**{**shape, **FAMILIES[family]}), seed=1).to("cuda").eval()  # type: ignore[arg-type]
+    for parameter in model.parameters():
+        parameter.data.mul_(3)  # far from uniform, so that nothing is a near-tie
+    alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
+    core = tokenizers.Tokenizer(models.BPE({piece: i for i, piece in enumerate(["</s>", *alphabet])}, []))
+    core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
+    return LanguageModel(model, Tokenizer(core, SpecialTokens(eos=0)), name="tiny", source="random weights")
+
+
+PROMPTS = ["The sea", "a", "Once upon a time there was", "The sea", "zzzzz", "0123456789 0123456789", "b b"]
+
+
+@pytest.mark.parametrize("sampling", [GREEDY, DRAWN, replace(DRAWN, stop=("e", "9"))], ids=["greedy", "drawn", "stop"])
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_recorded_steps_give_the_answers_of_the_local_sampler(
+    family: str, compiled: bool, sampling: SamplingParams
+) -> None:
+    lm = language_model(family)
+    expected = LocalSampler(lm).generate(PROMPTS, sampling)
+    engine = Engine(lm, blocks=64, compiled=compiled)
+    for _ in range(2):
+        found = EngineSampler(engine).generate(PROMPTS, sampling)
+        assert [one.tokens for one in found] == [one.tokens for one in expected]
+        for one, other in zip(found, expected, strict=True):
+            assert torch.allclose(torch.tensor(one.logprobs), torch.tensor(other.logprobs), atol=1e-3)
+    graphs = engine.runner.graphs
+    assert graphs is not None
+    assert graphs.steps
+    assert graphs.compiled is compiled
+    assert engine.stats().blocks_used == 0
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_weights_that_change_are_noticed(moved: bool) -> None:
+    lm = language_model("llama")
+    engine = Engine(lm, blocks=64, compiled=False)
+    before = EngineSampler(engine).generate(PROMPTS, GREEDY)
+    other = language_model("llama").model
+    with torch.no_grad():
+        for parameter, source in zip(lm.model.parameters(), other.parameters(), strict=True):
+            if moved:
+                parameter.data = source.flip(0).contiguous()
+            else:
+                parameter.copy_(source.flip(0))
+    after = EngineSampler(engine).generate(PROMPTS, GREEDY)
+    assert [one.tokens for one in after] == [one.tokens for one in LocalSampler(lm).generate(PROMPTS, GREEDY)]
+    assert [one.tokens for one in after] != [one.tokens for one in before]
