@@ -9,8 +9,9 @@ from contextlib import AbstractContextManager, contextmanager, nullcontext
 import torch
 from torch import nn
 
-from alignlab.lm.lora import LoraConfig, LoRALinear, add_lora, lora_disabled, merge_lora, remove_lora, unmerge_lora
+from alignlab.lm.lora import LoraConfig, LoRALinear, add_lora, lora_disabled, merge_lora, unmerge_lora
 from alignlab.lm.model import GPTModel
+from alignlab.lm.quant.adapted import settle_adapters
 from alignlab.lm.quant.layers import QuantLinear
 
 
@@ -52,14 +53,17 @@ def merged_for_decoding(model: GPTModel) -> Iterator[None]:
 def share_weights(model: GPTModel) -> GPTModel:
     """A second, frozen model over the same weight tensors; adapters added to one do not show in the other.
 
-    Where the model has an adapter, the layers under it are copied with the adapter merged in, as it is now.
+    Where the model has an adapter, the layers under it are copied with the adapter merged in, as it is now; quantised
+    layers share their codes and have a copy of the adapter beside them.
     """
     memo: dict[int, object] = {
         id(parameter): nn.Parameter(parameter.detach(), requires_grad=False) for parameter in model.parameters()
     }
     memo |= {id(buffer): buffer for buffer in model.buffers()}
+    for module in model.modules():  # codes that a kernel keeps in a layout of its own: as large as the weights
+        memo |= {id(tensor): tensor for tensor in getattr(module, "_torch_layout", (None, ()))[1]}
     twin = copy.deepcopy(model, memo)
     if has_lora(twin):
-        # `merge_lora` makes new tensors, so the original's weights are not touched.
-        remove_lora(merge_lora(twin))
+        # This makes new tensors, so the original's weights are not touched.
+        settle_adapters(twin)
     return twin

@@ -54,7 +54,7 @@ def check_inputs(config: AlignConfig) -> None:
     from alignlab.align.constitution import Constitution
     from alignlab.core.device import pick_device
     from alignlab.data.prompts import read_prompt_file
-    from alignlab.lm.language_model import resolve
+    from alignlab.lm.language_model import refuse_unpackable, resolve
 
     constitution = Constitution.load(config.constitution)
     constitution.draw(0, category="harmlessness")  # critiques need a principle of it
@@ -64,7 +64,9 @@ def check_inputs(config: AlignConfig) -> None:
     if config.prompts is not None:
         read_prompt_file(config.prompts)
     pick_device(config.device)
-    resolve(config.model)
+    path = resolve(config.model)
+    if config.packed:
+        refuse_unpackable(path)
 
 
 def execute(config: AlignConfig, run: Run, progress: Progress) -> None:

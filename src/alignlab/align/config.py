@@ -111,7 +111,10 @@ class AlignConfig:
     """Constitutional AI from end to end (Bai et al. 2022), on one machine."""
 
     model: str = "smollm2-135m-instruct"
-    """The model to align: a catalogue name, a directory, a .gguf file or a hub id."""
+    """The model to align: a catalogue name, a directory, a .gguf file or a hub id. A quantised one gets its adapters
+    beside the codes (QLoRA); what is exported then is plain."""
+    packed: bool = False
+    """Keep the Q4_0, Q4_1 and Q8_0 matrices of a GGUF file in their bits (QLoRA)."""
     name: str = "aligned"
     """Name under which the aligned model is registered."""
     constitution: Path | None = None

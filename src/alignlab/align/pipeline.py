@@ -46,9 +46,9 @@ from alignlab.data.prompts import PromptRecord, load_prompts, read_prompt_file
 from alignlab.lm import registry
 from alignlab.lm.language_model import LanguageModel, load
 from alignlab.lm.local import LocalSampler
-from alignlab.lm.lora import merge_lora, remove_lora
 from alignlab.lm.lora_files import load_adapter
 from alignlab.lm.native import export_model
+from alignlab.lm.quant.adapted import settle_adapters
 from alignlab.lm.remote import RemoteSampler
 from alignlab.lm.types import Prompt, Sampler, SamplingParams
 from alignlab.tasks.evaluator import evaluate
@@ -80,7 +80,7 @@ class AlignmentPipeline:
         if changed:
             raise ConfigError(f"{changed[0]} has changed since this run was started, start a new one with --fresh")
         # The precision that the run was started with, also when it goes on elsewhere.
-        self.base = load(self.config.model, dtype=setup["dtype"], device=self.config.device)
+        self.base = load(self.config.model, dtype=setup["dtype"], device=self.config.device, packed=self.config.packed)
         self.constitution = fit_to_model(self.constitution, self.base, self.config, self.prompts, self.progress)
 
     def digests(self) -> dict[str, str]:
@@ -123,12 +123,12 @@ class AlignmentPipeline:
     # Models and samplers
 
     def model_after(self, stage: str) -> LanguageModel:
-        """A frozen model over the base weights with the adapters trained up to `stage` merged in."""
+        """A frozen model over the base weights with the adapters trained up to `stage` in them, or beside their codes."""
         adapters = {"base": [], "sl-cai": ["sl-cai"], "rl-cai": ["sl-cai", "rl-cai"]}[stage]
         model = share_weights(self.base.model)
         for adapter in adapters:
             load_adapter(model, self.adapter_path(adapter))
-            remove_lora(merge_lora(model))
+            settle_adapters(model)
         return LanguageModel(model, self.base.tokenizer, stage, self.base.source)
 
     def adapter_path(self, stage: str) -> Path:

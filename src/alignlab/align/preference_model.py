@@ -29,6 +29,8 @@ from alignlab.core.rng import torch_generator
 from alignlab.lm.language_model import LanguageModel
 from alignlab.lm.lora import LoraConfig, add_lora
 from alignlab.lm.model import GPTModel
+from alignlab.lm.quant.adapted import AdaptedLinear
+from alignlab.lm.quant.layers import QuantMatrix
 from alignlab.lm.tokenizer import Tokenizer
 from alignlab.lm.types import Prompt
 
@@ -235,10 +237,14 @@ class PreferenceModel(nn.Module):
 
 
 def probe(model: GPTModel) -> Float[Tensor, " n"]:
-    """A few numbers of every original weight matrix, in float32: equal for one model whatever type it is loaded in."""
-    parts = [
-        parameter.detach().flatten()[:: max(1, parameter.numel() // 16)][:16].float().cpu()
-        for name, parameter in model.named_parameters()
-        if parameter.ndim == 2 and "lora" not in name
+    """A few numbers of every original weight matrix, in float32: equal for one model whatever type it is loaded in.
+
+    Of quantised ones their scales, and what stands beside them for good.
+    """
+    matrices: list[Tensor] = [
+        value for name, value in model.named_parameters() if value.ndim == 2 and "lora" not in name
     ]
-    return torch.cat(parts)
+    for module in model.modules():
+        matrices += [module.scales] if isinstance(module, QuantMatrix) else []
+        matrices += [module.a, module.b] if isinstance(module, AdaptedLinear) else []
+    return torch.cat([m.detach().flatten()[:: max(1, m.numel() // 16)][:16].float().cpu() for m in matrices])

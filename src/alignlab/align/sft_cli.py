@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from alignlab.core.config import parse_cli, require
+from alignlab.core.errors import ModelError
 
 if TYPE_CHECKING:
     from alignlab.core.progress import Progress
@@ -20,7 +21,10 @@ class FineTuneConfig:
     data: Path
     """JSONL: messages, prompt with response or completion, or instruction with output."""
     model: str = "smollm2-135m-instruct"
-    """The model to start from: a catalogue or registered name, a directory, a .gguf file or a hub id."""
+    """The model to start from: a catalogue or registered name, a directory, a .gguf file or a hub id. A quantised one
+    gets its adapter beside the codes (QLoRA); what is exported then is plain."""
+    packed: bool = False
+    """Keep the Q4_0, Q4_1 and Q8_0 matrices of a GGUF file in their bits (QLoRA)."""
     name: str = "fine-tuned"
     """Name under which the result is registered."""
     epochs: float = 1.0
@@ -54,6 +58,7 @@ class FineTuneConfig:
         for name in ("rank", "warmup_steps", "checkpoint_every", "learning_rate"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or a positive number")
         require(self.epochs > 0, "epochs", self.epochs, "a positive number")
+        require(self.rank > 0 or not self.packed, "rank", self.rank, "at least 1 where packed: codes are not trained")
         require(self.row_length >= 2, "row_length", self.row_length, "a whole number of at least 2")
 
 
@@ -77,6 +82,7 @@ def sft(argv: list[str]) -> int:
     if command.run is not None and command.run.exists():
         run = Run.open(command.run, config=config, sinks=command.sinks)
     else:
+        check_base(config)
         run = Run.create(config, name="sft", seed=config.seed, path=command.run, sinks=command.sinks)
     progress = Progress()
     with run:
@@ -87,19 +93,34 @@ def sft(argv: list[str]) -> int:
     return 0
 
 
+def check_base(config: FineTuneConfig) -> None:
+    """Raise what is wrong with the model that `config` names before there is a run directory."""
+    from alignlab.lm.language_model import holds_codes, refuse_unpackable, resolve
+
+    path = resolve(config.model)
+    if config.packed:
+        refuse_unpackable(path)
+    if not config.rank and holds_codes(path):
+        raise ModelError(
+            f"{path} is quantised, and codes are not trained: take an adapter (--rank 16), or a model that is not "
+            "quantised"
+        )
+
+
 def fine_tune(config: FineTuneConfig, run: Run, progress: Progress) -> dict[str, Any]:
-    """Train, merge an adapter into the weights, export and register; what to record about it."""
+    """Train, put an adapter into the weights, export and register; what to record about it."""
     from alignlab.align.sft import SFTConfig, sft
     from alignlab.align.sft_data import read_examples
     from alignlab.lm import registry
     from alignlab.lm.language_model import load
-    from alignlab.lm.lora import ALL_LINEAR, LoraConfig, merge_lora, remove_lora
+    from alignlab.lm.lora import ALL_LINEAR, LoraConfig
     from alignlab.lm.native import export_model
+    from alignlab.lm.quant.adapted import settle_adapters
     from alignlab.train.config import TrainConfig
 
     examples = read_examples(config.data)
     dtype = "float32" if config.dtype == "auto" and config.rank == 0 else config.dtype
-    lm = load(config.model, dtype=dtype, device=config.device)
+    lm = load(config.model, dtype=dtype, device=config.device, packed=config.packed)
     rate = config.learning_rate or (1e-3 if config.rank else 5e-5)
     settings = SFTConfig(
         epochs=config.epochs,
@@ -119,7 +140,7 @@ def fine_tune(config: FineTuneConfig, run: Run, progress: Progress) -> dict[str,
     )
     result = sft(lm, examples, settings, run=run, progress=progress)
     if config.rank:
-        remove_lora(merge_lora(lm.model))
+        settle_adapters(lm.model)
     path = run.path / "model"
     progress.say(str(export_model(lm, path)))
     registry.register(config.name, path, {"base": config.model, "run": str(run.path), "stage": "sft"})

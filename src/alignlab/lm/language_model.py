@@ -98,13 +98,14 @@ def _resolve_directory(path: Path) -> Path:
     raise ModelError(f"{path}: neither a model directory (no config.json) nor a run directory (no status.json)")
 
 
+def holds_codes(path: Path) -> bool:
+    """Whether a resolved path is the directory of a quantised model, which loads packed whether asked for or not."""
+    return path.is_dir() and read_json_object(path / "config.json").get("model_type") == QUANTISED_TYPE
+
+
 def refuse_unpackable(path: Path) -> None:
     """`ModelError` where `packed` has nothing to keep: only GGUF files and quantised models have packed weights."""
-    if path.is_dir():
-        kept = read_json_object(path / "config.json").get("model_type") == QUANTISED_TYPE
-    else:
-        kept = path.suffix != ".bin"
-    if not kept:
+    if not holds_codes(path) and (path.is_dir() or path.suffix == ".bin"):
         raise ModelError(
             f"{path} has no packed weights to keep: GGUF files have; `alignlab quantise` writes other models packed"
         )
