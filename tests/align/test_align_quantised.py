@@ -29,9 +29,10 @@ from alignlab.lm.lora_files import load_adapter
 from alignlab.lm.model import GPTModel
 from alignlab.lm.quant.adapted import AdaptedLinear, settle_adapters
 from alignlab.lm.quant.apply import dequantise, quantise
-from alignlab.lm.quant.layers import QuantLinear
+from alignlab.lm.quant.layers import QuantLinear, QuantMatrix
 from alignlab.lm.quant.saved import save_quantised
 from alignlab.lm.types import SamplingParams
+from alignlab.train.resume import fingerprint, persistent_buffers
 
 spec = importlib.util.spec_from_file_location("tiny_run", Path(__file__).with_name("tiny_run.py"))
 assert spec is not None
@@ -98,9 +99,7 @@ def test_a_twin_shares_the_codes_and_nothing_that_is_trained(make_lm: MakeLm) ->
     model = with_adapter(quantised(make_lm(), embeddings=True), 0)
     twin = with_adapter(share_weights(model), 1)
     ours, theirs = logits(model), logits(twin)
-    codes = [
-        {m.matrix.codes.data_ptr() for m in which.modules() if isinstance(m, QuantLinear)} for which in (model, twin)
-    ]
+    codes = [{m.codes.data_ptr() for m in which.modules() if isinstance(m, QuantMatrix)} for which in (model, twin)]
     assert codes[0] == codes[1]
     assert model.embed.matrix.codes.data_ptr() == twin.embed.matrix.codes.data_ptr()  # type: ignore[union-attr]
     with torch.no_grad():
@@ -159,6 +158,35 @@ def test_a_saved_preference_model_knows_its_quantised_base(make_lm: MakeLm, tmp_
     for base in (make_lm(chat=True), other, LanguageModel(share_weights(settled), lm.tokenizer, "tiny", "test")):
         with pytest.raises(ModelError, match="another base model"):
             PreferenceModel.load(tmp_path, base)
+
+
+def test_generation_knows_what_stands_beside_the_codes(make_lm: MakeLm) -> None:
+    """With a further adapter on and off, and whatever fast path the engine takes."""
+    lm = make_lm()
+    settled = share_weights(with_adapter(quantised(lm), 0))
+    plain = LanguageModel(dequantise(copy.deepcopy(settled)), lm.tokenizer, "plain", "test")  # type: ignore[arg-type]
+    packed = LanguageModel(with_adapter(settled, 1), lm.tokenizer, "packed", "test")
+    sampling = SamplingParams(max_tokens=20, temperature=0.0)
+
+    def said(which: LanguageModel) -> list[list[int]]:
+        done = LocalSampler(which).generate(["a tide is", "b", "what do you see"], sampling)
+        return [list(completion.tokens) for completion in done]
+
+    with lora_disabled(packed.model):
+        off = said(packed)
+    assert off == said(plain)
+    with_adapter(plain.model, 1)
+    assert said(packed) == said(plain) != off
+
+
+def test_checkpoints_leave_the_codes_out(make_lm: MakeLm) -> None:
+    """They belong to the base, as frozen parameters do; a checkpoint still knows its base by them."""
+    model = with_adapter(share_weights(with_adapter(quantised(make_lm(), embeddings=True), 0)), 1)
+    assert not persistent_buffers(model)
+    before = fingerprint(model)
+    assert fingerprint(copy.deepcopy(model)) == before
+    model.get_submodule("blocks.0.attn.q").base.matrix.codes[0, 0] += 1  # type: ignore[union-attr, operator]
+    assert fingerprint(model)["frozen weights"] != before["frozen weights"]
 
 
 # From end to end

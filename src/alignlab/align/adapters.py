@@ -12,7 +12,7 @@ from torch import nn
 from alignlab.lm.lora import LoraConfig, LoRALinear, add_lora, lora_disabled, merge_lora, unmerge_lora
 from alignlab.lm.model import GPTModel
 from alignlab.lm.quant.adapted import settle_adapters
-from alignlab.lm.quant.layers import QuantLinear
+from alignlab.lm.quant.layers import ConstantLinear
 
 
 def has_lora(model: nn.Module) -> bool:
@@ -39,7 +39,7 @@ def merged_for_decoding(model: GPTModel) -> Iterator[None]:
     quantised ones cannot take it in.
     """
     layers = [module for module in model.modules() if isinstance(module, LoRALinear)]
-    narrow = model.head_weight.dtype != torch.float32 or any(isinstance(layer.base, QuantLinear) for layer in layers)
+    narrow = model.head_weight.dtype != torch.float32 or any(isinstance(layer.base, ConstantLinear) for layer in layers)
     if not layers or narrow or any(layer.merged for layer in layers):
         yield
         return

@@ -123,7 +123,7 @@ class AlignmentPipeline:
     # Models and samplers
 
     def model_after(self, stage: str) -> LanguageModel:
-        """A frozen model over the base weights with the adapters trained up to `stage` in them, or beside their codes."""
+        """A frozen model over the base weights with the adapters trained up to `stage` in it, or beside its codes."""
         adapters = {"base": [], "sl-cai": ["sl-cai"], "rl-cai": ["sl-cai", "rl-cai"]}[stage]
         model = share_weights(self.base.model)
         for adapter in adapters:

@@ -22,7 +22,7 @@ from alignlab.core.errors import ConfigError, ModelError
 from alignlab.core.rng import derive_seed, torch_generator
 from alignlab.lm.linear import project, times
 from alignlab.lm.low_rank import add_low_rank
-from alignlab.lm.quant.layers import QuantLinear
+from alignlab.lm.quant.layers import ConstantLinear
 
 ALL_LINEAR = "all-linear"
 
@@ -66,7 +66,7 @@ class LoRALinear(nn.Module):
     uniform with a = √5, as the authors' code and PEFT do).
     """
 
-    def __init__(self, base: nn.Linear | QuantLinear, config: LoraConfig, generator: torch.Generator) -> None:
+    def __init__(self, base: nn.Linear | ConstantLinear, config: LoraConfig, generator: torch.Generator) -> None:
         super().__init__()
         self.base, self.config = base, config
         self.in_features, self.out_features, self.scaling = base.in_features, base.out_features, config.scaling
@@ -138,7 +138,7 @@ class LoRALinear(nn.Module):
     def _is_plain(self) -> bool:
         """Whether a training pass is the frozen product plus the adapter's, with nothing dropped."""
         dropping = self.training and self.config.dropout > 0
-        if not self.enabled or self.merged or dropping or isinstance(self.base, QuantLinear):
+        if not self.enabled or self.merged or dropping or isinstance(self.base, ConstantLinear):
             return False
         return not self.base.weight.requires_grad
 
@@ -148,7 +148,7 @@ class LoRALinear(nn.Module):
 
         A new tensor each time unless merged or disabled: for repeated use, `merge_lora` first.
         """
-        base = self.base.dequantise() if isinstance(self.base, QuantLinear) else self.base.weight.detach()
+        base = self.base.dequantise() if isinstance(self.base, ConstantLinear) else self.base.weight.detach()
         if self.unmerged is not None:
             return base if self.enabled else self.unmerged
         if not self.enabled:
@@ -163,7 +163,7 @@ class LoRALinear(nn.Module):
         Raises:
             ModelError: the base is quantised.
         """
-        if isinstance(self.base, QuantLinear):
+        if isinstance(self.base, ConstantLinear):
             raise ModelError(
                 "codes of few bits cannot take an adapter in: dequantise the model, load the adapter and merge"
             )
@@ -210,7 +210,7 @@ def refuse_adapters(model: nn.Module) -> None:
 def wrap_linear(model: nn.Module, name: str, config: LoraConfig) -> LoRALinear:
     """Put an adapter beside the one layer called `name`. ModelError where that is no linear layer."""
     base = model.get_submodule(name)
-    if not isinstance(base, nn.Linear | QuantLinear):
+    if not isinstance(base, nn.Linear | ConstantLinear):
         raise ModelError(f"{name} is {type(base).__name__}, only linear layers take LoRA")
     base.requires_grad_(False)
     parent, _, attribute = name.rpartition(".")
@@ -221,7 +221,7 @@ def wrap_linear(model: nn.Module, name: str, config: LoraConfig) -> LoRALinear:
 
 def target_names(model: nn.Module, targets: tuple[str, ...]) -> list[str]:
     """Names of the linear layers that `targets` select, in the model's order; ConfigError where one selects none."""
-    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | QuantLinear)]
+    linear = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | ConstantLinear)]
     chosen = set()
     for target in targets:
         if target == ALL_LINEAR:

@@ -28,7 +28,7 @@ from alignlab.lm.architectures import Entry, Transposed, family_of
 from alignlab.lm.lora import ALL_LINEAR, LoraConfig, lora_layers, refuse_adapters, wrap_linear
 from alignlab.lm.model import GPTModel
 from alignlab.lm.native import hf_refusal
-from alignlab.lm.quant.layers import QuantLinear
+from alignlab.lm.quant.layers import ConstantLinear
 
 CONFIG_FILE, WEIGHTS_FILE = "adapter_config.json", "adapter_model.safetensors"
 _PREFIX = "base_model.model."
@@ -114,7 +114,7 @@ def load_adapter(model: GPTModel, directory: str | Path) -> GPTModel:
         if module not in ours:
             raise ModelError(f"adapter {directory} has weights for {module}, which {model.config.architecture} has not")
         layer = model.get_submodule(ours[module])
-        assert isinstance(layer, nn.Linear | QuantLinear)
+        assert isinstance(layer, nn.Linear | ConstantLinear)
         expected = ((config.rank, layer.in_features), (layer.out_features, config.rank))
         if (tuple(a.shape), tuple(b.shape)) != expected:
             raise ModelError(
@@ -138,7 +138,7 @@ def _placed(model: GPTModel) -> list[str]:
 
 def _linear(model: GPTModel) -> list[str]:
     """Names of our linear layers."""
-    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | QuantLinear)]
+    names = [name for name, module in model.named_modules() if isinstance(module, nn.Linear | ConstantLinear)]
     return [name.removesuffix(".base") for name in names]  # the layer inside a LoRALinear
 
 

@@ -109,12 +109,12 @@ def fingerprint(model: nn.Module) -> dict[str, Any]:
     """
     config = getattr(model, "config", None)
     digest = hashlib.sha256()
-    for name, parameter in model.named_parameters():
-        if not parameter.requires_grad:
-            flat = parameter.detach().flatten()
-            some = flat[:: max(1, flat.numel() // _SAMPLED)][:_SAMPLED].contiguous().cpu()
-            digest.update(f"{name} {_describe(parameter)} ".encode())
-            digest.update(some.view(torch.uint8).numpy().tobytes())
+    frozen = {name: parameter for name, parameter in model.named_parameters() if not parameter.requires_grad}
+    for name, tensor in {**frozen, **_constant_buffers(model)}.items():
+        flat = tensor.detach().flatten()
+        some = flat[:: max(1, flat.numel() // _SAMPLED)][:_SAMPLED].contiguous().cpu()
+        digest.update(f"{name} {_describe(tensor)} ".encode())
+        digest.update(some.view(torch.uint8).numpy().tobytes())
     return {
         "class": type(model).__name__,
         "config": to_dict(config) if dataclasses.is_dataclass(config) and not isinstance(config, type) else {},
@@ -141,9 +141,18 @@ def _short(value: Any) -> Any:
 
 
 def persistent_buffers(model: nn.Module) -> dict[str, Tensor]:
-    """Buffers that belong to the model's state, such as the running means of a batch norm."""
-    kept = model.state_dict(keep_vars=True).keys()
+    """Buffers that belong to the model's state, such as the running means of a batch norm.
+
+    Those of modules that call themselves `is_constant` do not: weights of few bits, which no training changes.
+    """
+    kept = model.state_dict(keep_vars=True).keys() - _constant_buffers(model).keys()
     return {name: buffer for name, buffer in model.named_buffers() if name in kept}
+
+
+def _constant_buffers(model: nn.Module) -> dict[str, Tensor]:
+    """Buffers of modules that call themselves `is_constant`: as much the base of a training as frozen parameters."""
+    constant = tuple(f"{name}." for name, module in model.named_modules() if getattr(module, "is_constant", False))
+    return {name: buffer for name, buffer in model.named_buffers() if name.startswith(constant)}
 
 
 def _shapes(tensors: Mapping[str, Tensor]) -> dict[str, str]:

@@ -9,21 +9,27 @@ from torch.nn import functional as F
 
 from alignlab.lm.lora import LoRALinear, lora_layers
 from alignlab.lm.quant.apply import put
-from alignlab.lm.quant.layers import QuantLinear
+from alignlab.lm.quant.layers import ConstantLinear, QuantLinear, QuantMatrix
 
 
-class AdaptedLinear(QuantLinear):
-    """`x · (weight + b a)ᵀ + bias`, all of it frozen; further adapters may stand beside it as beside any layer."""
+class AdaptedLinear(ConstantLinear):
+    """`x · (weight + b a)ᵀ + bias`, all of it constant; further adapters may stand beside it as beside any layer."""
 
     a: Tensor
     b: Tensor
 
     def __init__(
-        self, base: QuantLinear, a: Float[Tensor, "rank in_features"], b: Float[Tensor, "out_features rank"]
+        self,
+        base: QuantLinear | AdaptedLinear,
+        a: Float[Tensor, "rank in_features"],
+        b: Float[Tensor, "out_features rank"],
     ) -> None:
-        super().__init__(base.matrix, base.bias)
+        super().__init__()
         if isinstance(base, AdaptedLinear):  # one pair of matrices, however many adapters
             a, b = torch.cat([base.a, a]), torch.cat([base.b, b], dim=1)
+        self.matrix: QuantMatrix = base.matrix
+        self.in_features, self.out_features = base.in_features, base.out_features
+        self.register_buffer("bias", base.bias)
         self.register_buffer("a", a.detach().clone())
         self.register_buffer("b", b.detach().clone())
 
@@ -56,13 +62,14 @@ def settle_adapters(model: nn.Module) -> nn.Module:
     return model
 
 
-def _settled(layer: LoRALinear) -> nn.Linear | QuantLinear:
-    if not isinstance(layer.base, QuantLinear):
+def _settled(layer: LoRALinear) -> nn.Linear | ConstantLinear:
+    if isinstance(layer.base, nn.Linear):
         if layer.enabled:
             layer.merge()
         else:
             layer.unmerge()
         return layer.base
-    if not layer.enabled:
-        return layer.base
-    return AdaptedLinear(layer.base, layer.lora_A, layer.lora_B * layer.scaling)
+    assert isinstance(layer.base, QuantLinear | AdaptedLinear)
+    if layer.enabled:
+        return AdaptedLinear(layer.base, layer.lora_A, layer.lora_B * layer.scaling)
+    return layer.base

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from alignlab.core.errors import ConfigError, ModelError
 from alignlab.lm.model import GPTModel
-from alignlab.lm.quant.layers import QuantEmbedding, QuantLinear, QuantMatrix
+from alignlab.lm.quant.layers import ConstantLinear, QuantEmbedding, QuantLinear, QuantMatrix
 from alignlab.lm.quant.report import LayerReport, QuantReport
 from alignlab.lm.quant.rounding import Rounded, round_int4, round_int8, round_nf4
 
@@ -197,12 +197,12 @@ def dequantise(model: nn.Module, dtype: torch.dtype | None = None) -> nn.Module:
     They stay frozen, as `quantise` left them. `dtype`: each layer's own where None.
     """
     for name, module in list(model.named_modules()):
-        if isinstance(module, QuantLinear | QuantEmbedding):
+        if isinstance(module, ConstantLinear | QuantEmbedding):
             put(model, name, plain_layer(module, dtype).train(module.training))
     return model
 
 
-def plain_layer(module: QuantLinear | QuantEmbedding, dtype: torch.dtype | None = None) -> nn.Module:
+def plain_layer(module: ConstantLinear | QuantEmbedding, dtype: torch.dtype | None = None) -> nn.Module:
     """The layer that `module` stands for."""
     weight = module.dequantise(dtype)
     made: nn.Linear | nn.Embedding
@@ -220,7 +220,7 @@ def plain_parameters(parameters: dict[str, Tensor], model: nn.Module) -> dict[st
     """A state dict whose quantised matrices are plain weights again, under the names that those have."""
     found = dict(parameters)
     for name, module in model.named_modules():
-        if isinstance(module, QuantLinear | QuantEmbedding):
+        if isinstance(module, ConstantLinear | QuantEmbedding):
             bias = found.get(f"{name}.bias")
             found = {key: value for key, value in found.items() if not key.startswith(f"{name}.")}
             found[f"{name}.weight"] = module.dequantise()

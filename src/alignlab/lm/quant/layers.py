@@ -26,6 +26,8 @@ class QuantMatrix(nn.Module):
     `dtype` is what the matrix is in when it meets activations of that type: that of the weight it was made from.
     """
 
+    is_constant = True
+    """No training changes it, so checkpoints leave it out."""
     codes: Int[Tensor, "blocks words 16"]
     scales: Float[Tensor, "blocks groups 16"]
     offsets: Float[Tensor, "blocks groups 16"] | None
@@ -129,10 +131,26 @@ class _FrozenProduct(torch.autograd.Function):
         return (grad.to(ctx.dtype) @ ctx.matrix.dequantise(ctx.dtype)), None
 
 
-class QuantLinear(nn.Module):
-    """`x · weightᵀ + bias` with the weight in few bits; what `quantise` puts where an `nn.Linear` was."""
+class ConstantLinear(nn.Module):
+    """A linear layer whose weight is no parameter: nothing trains it, nothing can be added to it in place."""
 
+    is_constant = True
+    in_features: int
+    out_features: int
     bias: Tensor | None
+
+    @property
+    def weight(self) -> Tensor:
+        """The matrix, usable as a tensor."""
+        raise NotImplementedError
+
+    def dequantise(self, dtype: torch.dtype | None = None) -> Float[Tensor, "out_features in_features"]:
+        """The matrix that is multiplied by, plain."""
+        raise NotImplementedError
+
+
+class QuantLinear(ConstantLinear):
+    """`x · weightᵀ + bias` with the weight in few bits; what `quantise` puts where an `nn.Linear` was."""
 
     def __init__(self, matrix: QuantMatrix, bias: Tensor | None = None) -> None:
         super().__init__()
