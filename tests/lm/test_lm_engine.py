@@ -13,7 +13,7 @@ import torch
 from alignlab.core.errors import ConfigError, SamplerError
 from alignlab.lm.constraint_types import Constraint
 from alignlab.lm.engine import Engine, EngineSampler, Event, Handle, Request
-from alignlab.lm.engine.graphs import DecodeGraphs
+from alignlab.lm.engine.runner import Graphs
 from alignlab.lm.generate import row_seeds
 from alignlab.lm.language_model import LanguageModel
 from alignlab.lm.local import LocalSampler
@@ -100,9 +100,9 @@ def test_requests_of_different_parameters_share_a_batch(make_lm: MakeLM) -> None
 def test_steps_of_fixed_shape_give_the_same_answers(make_lm: MakeLM) -> None:
     lm, prompts = make_lm("gemma2", tie_embeddings=False), texts(20, longest=45)
     engine = Engine(lm, blocks=20, invariant=False)
-    engine.runner.graphs = DecodeGraphs(lm.model, engine.cache, record=False)
+    engine.runner.graphs = Graphs(lm.model, engine.cache, record=False)
     same(EngineSampler(engine).generate(prompts, DRAWN), LocalSampler(lm).generate(prompts, DRAWN))
-    assert engine.runner.graphs.steps
+    assert engine.runner.graphs.decode.steps
 
 
 def test_scores_are_those_of_the_local_sampler(make_lm: MakeLM) -> None:

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
 import re
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
-from alignlab.lm.engine import Engine
+from alignlab.lm.engine.options import EngineOptions
 
 GUIDE = Path(__file__).parents[2] / "docs" / "engine.md"
 
@@ -24,6 +24,6 @@ def test_examples_run(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_every_option_is_explained_with_its_default() -> None:
     text = GUIDE.read_text(encoding="utf-8")
-    for name, parameter in list(inspect.signature(Engine).parameters.items())[1:]:
-        default = "" if parameter.default is None else re.escape(str(parameter.default))
-        assert re.search(rf"^.*`{name}`.* \| {default}", text, re.MULTILINE), name
+    for field in fields(EngineOptions):
+        default = "" if field.default is None else re.escape(str(field.default))
+        assert re.search(rf"^.*`{field.name}`.* \| {default}", text, re.MULTILINE), field.name

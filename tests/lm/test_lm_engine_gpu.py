@@ -75,7 +75,7 @@ def test_the_kernel_is_attention(
         own = [t[table[i]].flatten(0, 1)[: position + 1].clone() for t in memory]
         own[0][position], own[1][position] = k[i], v[i]
         expected = definition(q[i], own[0], own[1], 0.2, softcap, window)
-        assert (found[i] - expected).abs().max() < (2e-6 if dtype is torch.float32 else 2e-2)
+        assert (found[i] - expected).abs().max() < (5e-6 if dtype is torch.float32 else 2e-2)
         assert torch.equal(keys[table[i, position // size], position % size], k[i])
         assert torch.equal(values[table[i, position // size], position % size], v[i])
     written = (keys != memory[0]).flatten(2).any(-1).sum()
@@ -112,8 +112,8 @@ def test_recorded_steps_give_the_answers_of_the_local_sampler(
             assert torch.allclose(torch.tensor(one.logprobs), torch.tensor(other.logprobs), atol=1e-3)
     graphs = engine.runner.graphs
     assert graphs is not None
-    assert graphs.steps
-    assert graphs.compiled is compiled
+    assert graphs.decode.steps
+    assert graphs.decode.compiled is compiled
     assert engine.stats().blocks_used == 0
 
 

@@ -10,8 +10,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from alignlab.lm.engine.graphs import DecodeGraphs
 from alignlab.lm.engine.paged import PagedBatch, PagedCache, Span, make_groups, pass_order
+from alignlab.lm.engine.runner import Graphs
 from alignlab.lm.model import GPTModel
 from alignlab.lm.taps import listen
 
@@ -36,7 +36,7 @@ class Reader:
         self.model, self.invariant = model, invariant
         weight = model.embed.weight
         self.cache = PagedCache(model.config, 64, SIZE, device=weight.device, dtype=weight.dtype)
-        self.graphs = DecodeGraphs(model, self.cache, record=False) if graphs else None
+        self.graphs = Graphs(model, self.cache, record=False).decode if graphs else None
         common = list(range(1, share + 1))
         self.blocks = [[*common, *range(10 * i + 5, 10 * i + 9 - share)] for i in range(len(TEXTS))]
         self.read = [0] * len(TEXTS)

@@ -8,7 +8,7 @@ ends on the way is carried along, and what was drawn after its end is thrown awa
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,7 +36,7 @@ def runs_ahead(work: Sequence[Work], runner: Runner) -> bool:
             and piece.job.rule.repetition_penalty == 1.0
             for piece in work
         )
-        and graphs.takes([span_of(piece.job) for piece in work])
+        and graphs.decode.takes([span_of(piece.job) for piece in work])
     )
 
 
@@ -45,29 +45,51 @@ def span_of(job: Job) -> Span:
     return Span(job.blocks, job.computed, 1)
 
 
-def draw_ahead(runner: Runner, jobs: Sequence[Job], n_steps: int) -> tuple[list[list[int]], list[list[float]]]:
-    """`n_steps` tokens of each job and their log-probabilities, whatever ends on the way."""
+class DrawnAhead(NamedTuple):
+    """What one job drew, whatever ended on the way."""
+
+    tokens: list[int]
+    logprobs: list[float]
+    n_finite: int
+    """How many came before the first whose log-probability is not a number."""
+
+
+def draw_ahead(runner: Runner, jobs: Sequence[Job], n_steps: int) -> list[DrawnAhead]:
+    """`n_steps` tokens of each job."""
     assert runner.graphs is not None
-    device = runner.cache.device
-    uniforms = torch.zeros(n_steps, len(jobs))
-    for i, job in enumerate(jobs):
-        own = job.uniforms[len(job.logprobs) : len(job.logprobs) + n_steps]
-        uniforms[: len(own), i] = torch.tensor(own)
-    uniforms = uniforms.to(device)
+    graphs = runner.graphs.decode
     rules: dict[SamplingParams, list[int]] = {}
     for i, job in enumerate(jobs):
         rules.setdefault(job.rule, []).append(i)
+    device = runner.cache.device
+    uniforms = None
+    if any(rule.temperature > 0 for rule in rules):
+        rows = [job.uniforms[len(job.logprobs) : len(job.logprobs) + n_steps] for job in jobs]
+        padded = [[*row, *[0.0] * (n_steps - len(row))] for row in rows]
+        uniforms = torch.tensor(padded).T.to(device)
     places = {rule: torch.tensor(members, device=device) for rule, members in rules.items()}
 
     def choose(logits: Tensor, step: int) -> tuple[Tensor, Tensor]:
         if len(places) == 1:
-            return choose_tokens(logits, jobs[0].rule, uniforms[step], None)
+            return choose_by(jobs[0].rule, logits, None if uniforms is None else uniforms[step], graphs.kernel)
         tokens = torch.empty(len(jobs), dtype=torch.long, device=device)
         logprobs = torch.empty(len(jobs), device=device)
         for rule, members in places.items():
-            tokens[members], logprobs[members] = choose_tokens(logits[members], rule, uniforms[step, members], None)
+            own = None if uniforms is None else uniforms[step, members]
+            tokens[members], logprobs[members] = choose_by(rule, logits[members], own, graphs.kernel)
         return tokens, logprobs
 
     pending = [job.tokens[job.computed] for job in jobs]
-    drawn, gained = runner.graphs.run_ahead(pending, [span_of(job) for job in jobs], n_steps, choose)
-    return drawn.T.tolist(), gained.T.tolist()
+    drawn, gained = graphs.run_ahead(pending, [span_of(job) for job in jobs], n_steps, choose)
+    n_finite = gained.isfinite().long().cumprod(0).sum(0).tolist()
+    return [DrawnAhead(*each) for each in zip(drawn.T.tolist(), gained.T.tolist(), n_finite, strict=True)]
+
+
+def choose_by(rule: SamplingParams, logits: Tensor, uniform: Tensor | None, kernel: bool) -> tuple[Tensor, Tensor]:
+    """Each row's next token by `rule` and its log-probability."""
+    if rule.temperature == 0 and not rule.logit_bias and kernel:
+        from alignlab.lm.engine.greedy_kernel import most_likely  # needs Triton
+
+        return most_likely(logits)
+    uniform = logits.new_zeros(len(logits)) if uniform is None else uniform
+    return choose_tokens(logits, rule, uniform, None)

@@ -7,7 +7,6 @@ A step (`Engine.step`) plans who reads how many tokens (`scheduler`), reads them
 
 from __future__ import annotations
 
-import math
 import threading
 from dataclasses import dataclass, replace
 from itertools import chain, count
@@ -22,11 +21,10 @@ from alignlab.lm.engine.admission import check_request
 from alignlab.lm.engine.ahead import draw_ahead, runs_ahead
 from alignlab.lm.engine.blocks import BlockPool
 from alignlab.lm.engine.choose import Drawn, draw_next, drawing_rule
-from alignlab.lm.engine.graphs import DecodeGraphs
 from alignlab.lm.engine.options import EngineOptions
 from alignlab.lm.engine.paged import PagedCache
 from alignlab.lm.engine.request import Event, FinishReason, Handle, Job, Request
-from alignlab.lm.engine.runner import Read, Runner
+from alignlab.lm.engine.runner import Graphs, Read, Runner
 from alignlab.lm.engine.scheduler import Scheduler, Work
 from alignlab.lm.generate import NOT_FINITE, row_seeds
 from alignlab.lm.language_model import LanguageModel
@@ -76,7 +74,7 @@ class Engine:
         self.cache = PagedCache(lm.model.config, n_blocks, size, device=weight.device, dtype=weight.dtype)
         graphs = None
         if not on_cpu:
-            graphs = DecodeGraphs(lm.model, self.cache, record=on_gpu, compiled=options.compiled is not False)
+            graphs = Graphs(lm.model, self.cache, record=on_gpu, compiled=options.compiled is not False)
         self.runner = Runner(lm.model, self.cache, invariant=bool(options.invariant), graphs=graphs)
         self.jobs: dict[str, Job] = {}
         self.guides: dict[Constraint, Guide] = {}
@@ -205,27 +203,31 @@ class Engine:
     def _run_ahead(self, jobs: list[Job], n_steps: int) -> list[Event]:
         """Several steps of requests that all decode. What a request drew after its end is thrown away."""
         events = []
-        for job, tokens, logprobs in zip(jobs, *draw_ahead(self.runner, jobs, n_steps), strict=True):
-            n_read, ended = 0, None
-            for token, logprob in zip(tokens, logprobs, strict=True):
-                if not math.isfinite(logprob):
-                    error = SamplerError(f"request {job.id!r}: {NOT_FINITE.format(len(job.tokens))}")
-                    ended = self._end(job, "failed", error)
-                    break
-                job.tokens.append(token)
-                job.logprobs.append(logprob)
-                n_read, finished = n_read + 1, self._reason(job, token)
-                events.append(Event(job.id, token, logprob, finished))
-                if finished:
-                    break
-            self._tokens_read += n_read
-            if ended is not None:
-                events.append(ended)
-                continue
-            self._advance(job, n_read)
+        for job, drawn in zip(jobs, draw_ahead(self.runner, jobs, n_steps), strict=True):
+            n_kept = self._kept(job, drawn.tokens[: drawn.n_finite])
+            tokens, logprobs = drawn.tokens[:n_kept], drawn.logprobs[:n_kept]
+            self._tokens_read += n_kept
+            job.tokens += tokens
+            job.logprobs += logprobs
+            self._advance(job, n_kept)
+            finished = self._reason(job, tokens[-1]) if tokens else None
+            events += [Event(job.id, token, logprob) for token, logprob in zip(tokens, logprobs, strict=True)]
             if finished:
+                events[-1] = events[-1]._replace(finished=finished)
                 self._end(job, finished)
+            elif n_kept == drawn.n_finite < n_steps:
+                error = SamplerError(f"request {job.id!r}: {NOT_FINITE.format(len(job.tokens))}")
+                events.append(self._end(job, "failed", error))
         return events
+
+    def _kept(self, job: Job, tokens: list[int]) -> int:
+        """How many of `tokens` belong to the answer: those up to its end."""
+        n = min(len(tokens), job.budget - len(job.logprobs))
+        if not job.end_ids.isdisjoint(tokens):
+            n = min(n, 1 + next(i for i, token in enumerate(tokens) if token in job.end_ids))
+        stops, so_far = job.request.sampling.stop, job.new_tokens
+        stopped = (i for i in range(1, n + 1) if stops and has_stop(self.lm.tokenizer, so_far + tokens[:i], stops))
+        return next(stopped, n)
 
     def _take(self, piece: Work, drawn: Drawn) -> Event:
         """Write a drawn token down, and end the request where it was the last."""
@@ -284,12 +286,8 @@ class Engine:
         if (places, versions) == self._weights:
             return
         self.pool.forget()
-        graphs = self.runner.graphs
-        if graphs is not None and self._weights is not None:
-            if self._weights[0] == places:
-                graphs.renew()
-            else:
-                graphs.forget()
+        if self.runner.graphs is not None and self._weights is not None:
+            self.runner.graphs.changed(moved=self._weights[0] != places)
         self._weights = places, versions
 
     def stats(self) -> EngineStats:

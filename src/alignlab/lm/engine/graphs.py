@@ -1,20 +1,15 @@
-"""Decode steps of fixed shapes, recorded once as CUDA graphs and replayed.
+"""Decode steps of fixed shapes, which a GPU replays (`recorder`).
 
-A decode step of a small model is hundreds of kernels of a few microseconds, and launching them takes longer than
-running them. A recorded graph is launched as one, but with the shapes and addresses that it was recorded with: so rows
-and block tables are filled up to the next of a few sizes, and written into tensors that stay where they are. Several
-steps in a row (`run_ahead`) draw on the GPU and come back to Python once.
+Rows and block tables are filled up to the next of a few sizes, and written into tensors that stay where they are.
+Several steps in a row (`run_ahead`) draw on the GPU and come back to Python once.
 
 On the CPU nothing is recorded; the same step runs as it is, which is how the tests check everything but the recording.
 """
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable, Sequence
-from contextlib import ExitStack
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from jaxtyping import Float, Int
@@ -22,16 +17,13 @@ from torch import Tensor
 
 from alignlab.lm.engine.blocks import ZERO_BLOCK
 from alignlab.lm.engine.decode_batch import DecodeBatch, has_kernel
-from alignlab.lm.engine.joined import JoinedProducts
 from alignlab.lm.engine.paged import Group, PagedBatch, PagedCache, Span
-from alignlab.lm.model import GPTModel
-from alignlab.train.context import replaced
+from alignlab.lm.engine.recorder import Pass, Recorder
 
 ROW_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
 """Numbers of rows for which steps are recorded; more rows run unrecorded."""
 KERNEL_WIDTH = 32
 """Blocks of a table at least where the kernel reads it: it walks over those that a row has, not over all."""
-WARM_UP = 2
 Choose = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 """From logits (row, vocab) and the number of the step: each row's next token and its log-probability."""
 
@@ -43,7 +35,7 @@ class Step:
     tokens: Int[Tensor, "1 row"]
     positions: Int[Tensor, "1 row"]
     table: Int[Tensor, "row block"]
-    replay: Callable[[], Float[Tensor, "row d_model"]]
+    replay: Pass
 
 
 class DecodeGraphs:
@@ -52,22 +44,14 @@ class DecodeGraphs:
     With `compiled`, blocks go through `torch.compile` on the way, which joins their small kernels.
     """
 
-    def __init__(self, model: GPTModel, cache: PagedCache, *, record: bool, compiled: bool = False) -> None:
-        self.model, self.cache, self.record, self.compiled = model, cache, record, compiled
-        self.kernel = has_kernel(model.config, cache.device)
+    def __init__(self, recorder: Recorder, cache: PagedCache, *, compiled: bool = False) -> None:
+        self.recorder, self.model, self.cache, self.compiled = recorder, recorder.model, cache, compiled
+        self.kernel = has_kernel(self.model.config, cache.device)
         self.steps: dict[tuple[int, int], Step] = {}
-        self.joined: JoinedProducts | None = None
-        self.pool: Any = None
 
     def forget(self) -> None:
-        """Drop what was recorded: the model's weights have moved, or its layers are others."""
+        """Drop what was recorded."""
         self.steps.clear()
-        self.joined = None
-
-    def renew(self) -> None:
-        """The model's weights have changed where they are."""
-        if self.joined is not None:
-            self.joined.renew()
 
     def takes(self, spans: Sequence[Span]) -> bool:
         """Whether there is a recorded size for so many rows."""
@@ -129,41 +113,7 @@ class DecodeGraphs:
         def once() -> Float[Tensor, "row d_model"]:
             return self.decode(tokens, positions, table)
 
-        if not self.record:
-            return Step(tokens, positions, table, once)
-        self.joined = self.joined or JoinedProducts(self.model)
-        with ExitStack() as stack:
-            stack.enter_context(self.joined.attached())
-            if self.compiled:
-                stack.enter_context(replaced([(block, "forward") for block in self.model.blocks], torch.compile))
-            try:
-                return Step(tokens, positions, table, self.recorded(once))
-            except Exception as error:
-                if not (self.compiled and type(error).__module__.startswith(("torch._dynamo", "torch._inductor"))):
-                    raise
-                said = str(error).strip().splitlines() or [type(error).__name__]
-        warnings.warn(f"decoding goes on without torch.compile, which failed: {said[0]}", stacklevel=2)
-        self.compiled = False
-        return self.prepare(n_rows, width)
-
-    def recorded(self, once: Callable[[], Float[Tensor, "row d_model"]]) -> Callable[[], Float[Tensor, "row d_model"]]:
-        """`once` as a graph; what it returns is always the same tensor."""
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):  # kernels are chosen and tables made before anything is recorded
-            for _ in range(WARM_UP):
-                once()
-        torch.cuda.current_stream().wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
-            hidden = once()
-        self.pool = graph.pool()
-
-        def replay() -> Float[Tensor, "row d_model"]:
-            graph.replay()
-            return hidden
-
-        return replay
+        return Step(tokens, positions, table, self.recorder.record(once, compiled=self.compiled))
 
     def decode(
         self, tokens: Int[Tensor, "1 row"], positions: Int[Tensor, "1 row"], table: Int[Tensor, "row block"]

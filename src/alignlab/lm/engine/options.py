@@ -36,7 +36,7 @@ class EngineOptions:
     """Steps of waiting that one level of priority is worth."""
     invariant: bool | None = None
     """Numbers that no load changes (`engine.invariant`); where None, in float32 on a CPU."""
-    ahead: int = 8
+    ahead: int = 16
     """Steps that a GPU makes without asking Python, where all requests decode. Streams then come in such pieces."""
     compiled: bool | None = None
     """Decode steps on a GPU go through `torch.compile`: ten to thirty seconds at first. Where None, they do."""

@@ -13,6 +13,8 @@ from torch import Tensor
 from alignlab.lm.engine.graphs import DecodeGraphs
 from alignlab.lm.engine.invariant import ROWS
 from alignlab.lm.engine.paged import PagedBatch, PagedCache, Span, pass_order
+from alignlab.lm.engine.prompt_graphs import PromptGraphs
+from alignlab.lm.engine.recorder import Recorder
 from alignlab.lm.engine.request import Job
 from alignlab.lm.engine.scheduler import Work
 from alignlab.lm.model import GPTModel
@@ -37,6 +39,23 @@ class Read:
         return self.hidden[torch.tensor(index, device=self.hidden.device)]
 
 
+class Graphs:
+    """Recorded passes of one model: decode steps, and prompts read from their beginning."""
+
+    def __init__(self, model: GPTModel, cache: PagedCache, *, record: bool, compiled: bool = False) -> None:
+        self.recorder = Recorder(model, active=record)
+        self.decode = DecodeGraphs(self.recorder, cache, compiled=compiled)
+        self.prompts = PromptGraphs(self.recorder, cache)
+
+    def changed(self, *, moved: bool) -> None:
+        """The model's weights have changed where they are, or have `moved` (or its layers are others)."""
+        if moved:
+            for each in (self.recorder, self.decode, self.prompts):
+                each.forget()
+        else:
+            self.recorder.renew()
+
+
 class Runner:
     """Runs passes of a model over a paged cache.
 
@@ -44,21 +63,33 @@ class Runner:
     request's numbers are the same bit for bit under any load (`engine.invariant` says on which hardware).
     """
 
-    def __init__(self, model: GPTModel, cache: PagedCache, *, invariant: bool, graphs: DecodeGraphs | None) -> None:
+    def __init__(self, model: GPTModel, cache: PagedCache, *, invariant: bool, graphs: Graphs | None = None) -> None:
         self.model, self.cache, self.invariant, self.graphs = model, cache, invariant, graphs
 
     def read(self, work: Sequence[Work]) -> Read:
-        """Read the new tokens of all work in one pass; rows that decode stand first."""
+        """Read the new tokens of all work; rows that decode stand first, and where there are graphs they go apart."""
         spans = [Span(piece.job.blocks, piece.job.computed, piece.n_new) for piece in work]
         order = sorted(range(len(work)), key=lambda i: pass_order(spans[i]))
         work, spans = [work[i] for i in order], [spans[i] for i in order]
         tokens = [token for piece in work for token in new_tokens(piece)]
-        if self.graphs is not None and len(tokens) == len(work) and self.graphs.takes(spans):
-            return Read(work, self.graphs.run(tokens, spans))
+        n = sum(piece.n_new == 1 for piece in work)
+        if self.graphs is None or n in (0, len(work)):
+            return Read(work, self.hidden_states(tokens, spans))
+        decoding = self.hidden_states(tokens[:n], spans[:n])
+        return Read(work, torch.cat([decoding, self.hidden_states(tokens[n:], spans[n:])]))
+
+    def hidden_states(self, tokens: Sequence[int], spans: Sequence[Span]) -> Float[Tensor, "total d_model"]:
+        """The hidden states of all `tokens`, in one pass, a recorded one where there is one for `spans`."""
+        if self.graphs is not None:
+            if len(tokens) == len(spans):
+                if self.graphs.decode.takes(spans):
+                    return self.graphs.decode.run(tokens, spans)
+            elif shape := self.graphs.prompts.shape(spans):
+                return self.graphs.prompts.run(shape, tokens, spans)
         pad_to = ROWS if self.invariant else 1
         batch = PagedBatch.of(self.cache, spans, invariant=self.invariant, pad_to=pad_to)
-        row = torch.tensor([tokens + [0] * (-len(tokens) % pad_to)], device=self.cache.device)
-        return Read(work, self.model.hidden_states(row, cache=batch)[0, : len(tokens)])
+        row = torch.tensor([[*tokens, *[0] * (-len(tokens) % pad_to)]], device=self.cache.device)
+        return self.model.hidden_states(row, cache=batch)[0, : len(tokens)]
 
     def logits(self, hidden: Float[Tensor, "row d_model"]) -> Float[Tensor, "row vocab"]:
         """The next token's logits."""
