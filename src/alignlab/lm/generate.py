@@ -14,6 +14,7 @@ from torch import Tensor
 from alignlab.core.errors import SamplerError
 from alignlab.core.rng import derive_seed, torch_generator
 from alignlab.lm.cache import KVCache
+from alignlab.lm.cpu_step.reading import Stepper
 from alignlab.lm.model import GPTModel
 from alignlab.lm.sampling import choose
 from alignlab.lm.types import GenerationError, SamplingParams
@@ -106,7 +107,9 @@ def common_prefix(prompts: Sequence[Sequence[int]]) -> int:
     return next((i for i in range(limit) if first[i] != last[i]), max(limit, 0))
 
 
-def read_prompts(model: GPTModel, prompts: Sequence[Sequence[int]], room: int) -> tuple[KVCache, Tensor]:
+def read_prompts(
+    model: GPTModel, prompts: Sequence[Sequence[int]], room: int, stepper: Stepper | None = None
+) -> tuple[KVCache, Tensor]:
     """Fill a cache with the prompts, leaving `room` columns; returns it and the last hidden states (batch, d_model).
 
     Prompts are padded on the left, so that all rows write the same column from here on. A shared beginning is read
@@ -119,12 +122,13 @@ def read_prompts(model: GPTModel, prompts: Sequence[Sequence[int]], room: int) -
     cache = KVCache(
         model.config, 1 if shared else len(prompts), shared + width + room, device=weight.device, dtype=weight.dtype
     )
+    stepper = stepper or Stepper(model)
     if shared:
-        model.hidden_states(torch.tensor([prompts[0][:shared]], device=weight.device), cache=cache)
+        stepper.hidden_states(torch.tensor([prompts[0][:shared]], device=weight.device), cache)
         cache.spread(len(prompts))
     tokens, real = pad_left([prompt[shared:] for prompt in prompts])
     segments = None if bool(real.all()) else real.to(weight.device)
-    hidden = model.hidden_states(tokens.to(weight.device), cache=cache, segments=segments)
+    hidden = stepper.hidden_states(tokens.to(weight.device), cache, segments)
     return cache, hidden[:, -1]
 
 
@@ -138,10 +142,12 @@ def pad_left(rows: Sequence[Sequence[int]]) -> tuple[Tensor, Tensor]:
     return tokens, real
 
 
-def read_repeated(model: GPTModel, prompts: Sequence[Sequence[int]], room: int) -> tuple[KVCache, Tensor]:
+def read_repeated(
+    model: GPTModel, prompts: Sequence[Sequence[int]], room: int, stepper: Stepper | None = None
+) -> tuple[KVCache, Tensor]:
     """As `read_prompts`, with every different prompt read once, however often it occurs."""
     place = {prompt: i for i, prompt in enumerate(dict.fromkeys(map(tuple, prompts)))}
-    cache, last = read_prompts(model, [list(prompt) for prompt in place], room)
+    cache, last = read_prompts(model, [list(prompt) for prompt in place], room, stepper)
     if len(place) == len(prompts):
         return cache, last
     rows = torch.tensor([place[tuple(prompt)] for prompt in prompts], device=last.device)
@@ -153,12 +159,22 @@ def read_repeated(model: GPTModel, prompts: Sequence[Sequence[int]], room: int) 
 
 
 def choose_tokens(
-    logits: Tensor, sampling: SamplingParams, uniform: Tensor, seen: Tensor | None, allowed: Tensor | None = None
+    logits: Tensor,
+    sampling: SamplingParams,
+    uniform: Tensor,
+    seen: Tensor | None,
+    allowed: Tensor | None = None,
+    *,
+    total: Tensor | None = None,
+    best: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Each row's next token and its log-probability under the unfiltered logits, which is not finite where they aren't.
 
-    On the CPU a few rows at a time, so that what one step leaves is still in the processor's cache for the next.
+    `total` and `best` are each row's `logsumexp` and first largest logit, where they are known already. On the CPU a
+    few rows at a time, so that what one step leaves is still in the processor's cache for the next.
     """
+    if best is not None and total is not None and is_plain_greedy(sampling) and seen is None and allowed is None:
+        return best, logits.gather(1, best[:, None]).squeeze(1) - total
     step = CACHED_ROWS if logits.device.type == "cpu" else len(logits)
     chosen, gained = [], []
     for start in range(0, len(logits), step):
@@ -166,8 +182,14 @@ def choose_tokens(
         wide = logits[rows].float()
         counts, mask = (None if x is None else x[rows] for x in (seen, allowed))
         chosen.append(choose(wide, sampling, uniform[rows], counts, mask))
-        gained.append(wide.gather(1, chosen[-1][:, None]).squeeze(1) - wide.logsumexp(-1))
+        norm = wide.logsumexp(-1) if total is None else total[rows]
+        gained.append(wide.gather(1, chosen[-1][:, None]).squeeze(1) - norm)
     return torch.cat(chosen), torch.cat(gained)
+
+
+def is_plain_greedy(sampling: SamplingParams) -> bool:
+    """Whether the next token is the most likely one as the model has it."""
+    return sampling.temperature == 0 and not sampling.logit_bias
 
 
 def count_seen(rows: Sequence[Row], vocab_size: int, device: torch.device) -> Tensor:
@@ -234,16 +256,19 @@ def decode(
     seeds = row_seeds(prompts, sampling.seed) if seeds is None else seeds
     rows = make_rows(prompts, sampling, n_ctx, seeds, guide)
     errors: dict[int, str] = {}
-    cache, last = read_repeated(model, prompts, max(row.budget for row in rows))
-    device = last.device
+    stepper = Stepper(model)
+    cache, last = read_repeated(model, prompts, max(row.budget for row in rows), stepper)
+    device, reading = last.device, stepper.unembed(last)
     uniforms = torch.zeros(len(rows), sampling.max_tokens)
     for i, row in enumerate(rows):
         uniforms[i, : row.budget] = row.uniforms
     uniforms = uniforms.to(device)
     seen = count_seen(rows, vocab_size, device) if sampling.repetition_penalty != 1.0 else None
     for step in range(sampling.max_tokens):
-        logits, allowed = model.unembed(last), allowed_tokens(rows, errors, device)
-        chosen, gained = choose_tokens(logits, sampling, uniforms[:, step], seen, allowed)
+        logits, allowed = reading.logits, allowed_tokens(rows, errors, device)
+        chosen, gained = choose_tokens(
+            logits, sampling, uniforms[:, step], seen, allowed, total=reading.total, best=reading.best
+        )
         going = [row for row in rows if not row.done]
         if guide is not None:
             chosen, gained = settle(rows, chosen, gained, logits)
@@ -265,6 +290,6 @@ def decode(
             chosen, uniforms = chosen[keep], uniforms[keep]
             seen = None if seen is None else seen[keep]
             rows = [rows[i] for i in alive]
-        last = model.hidden_states(chosen[:, None], cache=cache)[:, -1]
+        reading = stepper.next(chosen, cache)
     if errors:
         raise GenerationError(errors)

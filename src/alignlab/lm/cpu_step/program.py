@@ -1,0 +1,76 @@
+"""Small programs of our own, compiled on first use where there is a compiler, and kept.
+
+A program lies in the user's cache under the hash of its sources and compiler, for this processor alone. Without a
+compiler, or with ALIGNLAB_NO_COMPILER set, there is none, and torch does the same work more slowly.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import os
+import platform
+import shutil
+import subprocess
+import tempfile
+from functools import lru_cache
+from pathlib import Path
+
+import torch
+
+from alignlab.core.files import user_dir
+
+HEADERS = Path(__file__).parent
+COMPILERS = ("c++", "g++", "clang++")
+FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-ffp-contract=fast")
+_TIMEOUT_S = 120
+
+
+def program(source: Path) -> ctypes.CDLL | None:
+    """The compiled program, or None where it cannot be had or is not wanted."""
+    return None if os.environ.get("ALIGNLAB_NO_COMPILER") else _program(source)
+
+
+@lru_cache
+def _program(source: Path) -> ctypes.CDLL | None:
+    if platform.system() not in ("Linux", "Darwin"):
+        return None
+    compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
+    if compiler is None:
+        return None
+    try:
+        return ctypes.CDLL(str(_library(compiler, source)))
+    except (OSError, subprocess.SubprocessError):
+        return None  # a compiler that cannot: the other ways give the same numbers
+
+
+def _library(compiler: str, source: Path) -> Path:
+    """The compiled program's file, made if it is not there; appears only when it is whole."""
+    sources = b"\0".join(path.read_bytes() for path in [source, *sorted(HEADERS.glob("*.h"))])
+    flags = (*FLAGS, f"-I{HEADERS}")
+    identity = "\n".join((compiler, " ".join(FLAGS), _processor(), torch.__version__)).encode()
+    path = user_dir("kernels") / f"{source.stem}-{hashlib.sha256(sources + identity).hexdigest()[:16]}.so"
+    if path.is_file():
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
+        made, object_file = Path(scratch) / path.name, Path(scratch) / "program.o"
+        # Threads are those that torch has already: its library of threads is loaded, a second one beside it would
+        # compete for the same processors. So the name is left open here, and found there.
+        threads = ["-fopenmp"] if platform.system() == "Linux" else []
+        for command in (
+            [compiler, *flags, *threads, "-c", str(source), "-o", str(object_file)],
+            [compiler, "-shared", str(object_file), "-o", str(made)],
+        ):
+            subprocess.run(command, check=True, capture_output=True, timeout=_TIMEOUT_S)
+        made.replace(path)
+    return path
+
+
+def _processor() -> str:
+    """What `-march=native` depends on."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        return platform.processor()
+    return next((line for line in lines if line.startswith(("flags", "Features"))), "")
