@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alignlab.align.config import AlignConfig
-from alignlab.core.config import parse_cli, require
+from alignlab.core.config import from_dict, parse_cli, require
+from alignlab.core.errors import ConfigError
 from alignlab.core.progress import Progress
 from alignlab.core.run_status import find_run
 from alignlab.core.runs import Run, find_same
@@ -36,7 +37,8 @@ def align(argv: list[str]) -> int:
         existing = find_same("align", config)
     progress = Progress()
     if existing is not None:
-        run = Run.open(existing, config=config, sinks=command.sinks)
+        # What compares equal is the same run, whatever its patience with an endpoint; all else is told by name.
+        run = Run.open(existing, config=None if recorded(existing) == config else config, sinks=command.sinks)
         progress.say(f"going on with {existing}")
     else:
         check_inputs(config)
@@ -49,9 +51,18 @@ def align(argv: list[str]) -> int:
     return 0
 
 
+def recorded(path: Path) -> AlignConfig | None:
+    """The configuration that a run was started with; None where this version does not understand it."""
+    try:
+        return from_dict(AlignConfig, Run.read(path).config_dict)
+    except ConfigError:
+        return None
+
+
 def check_inputs(config: AlignConfig) -> None:
     """Raise what is wrong with the files and names in `config` before there is a run directory."""
     from alignlab.align.constitution import Constitution
+    from alignlab.align.endpoint import open_endpoint
     from alignlab.core.device import pick_device
     from alignlab.data.prompts import read_prompt_file
     from alignlab.lm.language_model import refuse_unpackable, resolve
@@ -64,6 +75,7 @@ def check_inputs(config: AlignConfig) -> None:
     if config.prompts is not None:
         read_prompt_file(config.prompts)
     pick_device(config.device)
+    open_endpoint(config)
     path = resolve(config.model)
     if config.packed:
         refuse_unpackable(path)
@@ -85,11 +97,14 @@ def write_report(run: Run) -> Path:
 
 def summary(run: Run, report: Path) -> str:
     """What happened, in a few lines."""
+    from alignlab.align.endpoint import endpoint_account
     from alignlab.align.report import summary_lines
 
+    account = endpoint_account(run)
     exported = run.stages()["export"].output
     lines = [
         *summary_lines(run),
+        *([] if account is None else [f"endpoint  {account}"]),
         f"report  {report}",
         f"talk to it:  alignlab chat {exported['name']}",
         f"beside the base:  alignlab compare {run.config_dict['model']} {exported['name']}",

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import dataclasses
+import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import Literal
 
 from alignlab.core.config import require
+from alignlab.core.errors import ConfigError
+from alignlab.lm.remote_limits import Dialect, RemoteLimits, RemoteOptions
+from alignlab.lm.remote_usage import Price
 
 
 def require_all(settings: object, where: str, *, counts: Sequence[str] = (), positive: Sequence[str] = ()) -> None:
@@ -107,6 +112,72 @@ class ReinforcementSettings:
 
 
 @dataclass(frozen=True)
+class EndpointSettings:
+    """How the critic endpoint is asked, and what it charges.
+
+    What changes no answer (all but `dialect` and `extra`) may differ when a run goes on, so it does not compare.
+    """
+
+    concurrency: int = field(default=8, compare=False)
+    """Requests in flight at once."""
+    timeout: float = field(default=120.0, compare=False)
+    """Seconds for a whole reply; where streamed, for each wait until its next piece."""
+    retries: int = field(default=5, compare=False)
+    """Further attempts after a refusal that may pass, a broken connection, a time-out or a reply that was cut."""
+    longest_retry_after: float = field(default=300.0, compare=False)
+    """Longest pause in seconds that the server may ask for; a longer one ends the run, which then can go on later."""
+    requests_per_minute: int = field(default=0, compare=False)
+    """Most attempts in any 60 seconds; 0 is no limit."""
+    tokens_per_minute: int = field(default=0, compare=False)
+    """Most tokens in any 60 seconds, in and out; 0 is no limit."""
+    streamed: bool = field(default=False, compare=False)
+    """Read answers as streams: a long one is then given up by silence, not by its length."""
+    dialect: Dialect = "openai"
+    """The server's names for what the API leaves open."""
+    extra: str = ""
+    """Further fields of every request, as a JSON object."""
+    price_prompt: float | None = field(default=None, compare=False)
+    """What a million tokens of prompts cost."""
+    price_completion: float | None = field(default=None, compare=False)
+    """What a million generated tokens cost."""
+    price_cached: float | None = field(default=None, compare=False)
+    """What a million tokens of prompts cost that the server had in its cache; none: as any other."""
+    currency: str = field(default="USD", compare=False)
+    """Of the prices."""
+
+    def __post_init__(self) -> None:
+        for name in ("price_prompt", "price_completion", "price_cached"):
+            price = getattr(self, name)
+            require(price is None or 0 <= price < math.inf, f"endpoint.{name}", price, "none, 0 or a positive price")
+        given = (self.price_prompt is not None, self.price_completion is not None)
+        require(given[0] == given[1], "endpoint.price_completion", self.price_completion, "given with price_prompt")
+        try:
+            self.limits()
+            self.options()
+        except ConfigError as error:
+            raise ConfigError(f"endpoint.{error}") from None
+
+    def limits(self) -> RemoteLimits:
+        """How patiently and how fast."""
+        return RemoteLimits(**{f.name: getattr(self, f.name) for f in fields(RemoteLimits) if hasattr(self, f.name)})
+
+    def options(self) -> RemoteOptions:
+        """What the server understands. Raises ConfigError where `extra` is no JSON object."""
+        try:
+            extra = json.loads(self.extra or "{}")
+        except (ValueError, RecursionError):
+            extra = None
+        require(isinstance(extra, dict), "extra", self.extra, 'a JSON object, for example {"reasoning_effort": "low"}')
+        return RemoteOptions(dialect=self.dialect, streamed=self.streamed, extra=extra)
+
+    def price(self) -> Price | None:
+        """What it charges, where that is known."""
+        if self.price_prompt is None or self.price_completion is None:
+            return None
+        return Price(self.price_prompt, self.price_completion, self.price_cached, self.currency)
+
+
+@dataclass(frozen=True)
 class AlignConfig:
     """Constitutional AI from end to end (Bai et al. 2022), on one machine."""
 
@@ -127,6 +198,8 @@ class AlignConfig:
     """An OpenAI-compatible endpoint that writes critiques and revisions and judges; without, the model does so."""
     critic_model: str | None = None
     """The model's name at that endpoint."""
+    endpoint: EndpointSettings = field(default_factory=EndpointSettings)
+    """How the endpoint is asked: patience, rates, dialect, prices."""
     n_prompts: int = 80
     """Training prompts of each set to use; 0 takes all."""
     n_eval: int = 104
@@ -161,6 +234,12 @@ class AlignConfig:
             "critic_model",
             self.critic_model,
             "given together with critic_url",
+        )
+        require(
+            self.critic_url is not None or dataclasses.asdict(self.endpoint) == dataclasses.asdict(EndpointSettings()),
+            "endpoint",
+            "given without critic_url",
+            "together with critic_url",
         )
         require(
             self.feedback != "judge" or self.critic_url is not None,

@@ -29,12 +29,13 @@ from alignlab.align.critique import (
     critique_prompts,
     revision_prompts,
 )
+from alignlab.align.endpoint import TOTALS, open_endpoint
 from alignlab.align.feedback import ContrastFeedback, Feedback, make_feedback
 from alignlab.align.fitting import fit_to_model
 from alignlab.align.learning import train_preferences, train_reinforcement, train_supervised
 from alignlab.align.measures import bits_per_byte, held_out_tasks
 from alignlab.align.preferences import judge_pairs, sample_pairs
-from alignlab.align.resumable import generate_logged
+from alignlab.align.resumable import LoggedSampler, generate_logged
 from alignlab.align.texts import best_candidates
 from alignlab.core.device import pick_device
 from alignlab.core.errors import ConfigError, DataError
@@ -71,9 +72,11 @@ class AlignmentPipeline:
     base: LanguageModel = field(init=False)
     constitution: Constitution = field(init=False)
     prompts: dict[str, list[PromptRecord]] = field(init=False)
+    endpoint: RemoteSampler | None = field(init=False)
 
     def __post_init__(self) -> None:
         self.constitution = Constitution.load(self.config.constitution)
+        self.endpoint = open_endpoint(self.config, self.run.artifacts / TOTALS)
         self.prompts = {name: self.training_prompts(name) for name in ("harmful", "benign", "helpful")}
         setup = self.run.stage("setup", lambda: {"dtype": resolve_dtype(self.config), "files": self.digests()})
         changed = [name for name, digest in self.digests().items() if setup["files"].get(name) != digest]
@@ -141,13 +144,14 @@ class AlignmentPipeline:
 
     def critic(self) -> Sampler:
         """What writes critiques and revisions: the endpoint where one is named, else the model itself."""
-        if self.config.critic_url is None or self.config.critic_model is None:
-            return self.sampler(self.base)
-        return RemoteSampler(self.config.critic_url, self.config.critic_model)
+        return self.sampler(self.base) if self.endpoint is None else self.endpoint
 
     def feedback(self) -> Feedback:
         """What makes the AI preferences."""
-        sampler = self.critic() if self.config.feedback == "judge" else self.sampler(self.base)
+        sampler: Sampler = self.sampler(self.base)
+        if self.config.feedback == "judge":
+            artifacts, size = self.run.artifacts, self.config.batch_size
+            sampler = LoggedSampler(self.critic(), artifacts, "judgements", size, self.progress)
         return make_feedback(self.config.feedback, sampler, self.constitution, seed=self.config.seed)
 
     # Stages

@@ -7,6 +7,7 @@ import json
 from collections.abc import Sequence
 from typing import Any
 
+from alignlab.align.endpoint import endpoint_account
 from alignlab.align.report_findings import CAPABILITY_LIMIT, MEASURED_BY, Findings, duration, memory, percent, whole
 from alignlab.core.errors import DataError
 from alignlab.core.yaml_text import dump_yaml
@@ -90,6 +91,11 @@ def add_cost(page: Page, findings: Findings) -> None:
         + (" Time is that of the attempt that finished; earlier ones were stopped." if again else "")
     )
     page.table(["Stage", "Time", "Tokens", "Tokens/s", "Peak memory", "Attempts"], rows)
+    account = endpoint_account(findings.run)
+    if account is not None:
+        page.text(
+            f"The endpoint {findings.config.get('critic_url')} ({findings.config.get('critic_model')}): {account}."
+        )
 
 
 def stage_tokens(findings: Findings, stage: str) -> int | None:
