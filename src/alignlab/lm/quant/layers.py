@@ -19,6 +19,9 @@ from alignlab.lm.quant.layout import LANES, pack_codes, pack_rows, unpack_codes,
 from alignlab.lm.quant.rounding import Rounded
 from alignlab.lm.quant.torch_kernels import torch_product
 
+DEQUANTISED_TOGETHER = {True: 2**20, False: 2**26}
+"""Numbers worked on at a time, by whether it is on the CPU: what comes between should stay in its caches, and small."""
+
 
 class QuantMatrix(nn.Module):
     """A matrix (out_features, in_features) in few bits; made from what a rule of `rounding` gives.
@@ -73,24 +76,42 @@ class QuantMatrix(nn.Module):
 
     def dequantise(self, dtype: torch.dtype | None = None) -> Float[Tensor, "out_features in_features"]:
         """The matrix that the codes stand for, computed in float32 and rounded to `dtype` (the layer's own if None)."""
-        n = self.out_features
-        codes = unpack_codes(self.codes, self.bits, n)
-        offsets = None if self.offsets is None else unpack_rows(self.offsets, n)
-        return self._values(codes, unpack_rows(self.scales, n), offsets).to(self.dtype if dtype is None else dtype)
+        made = torch.empty(self.out_features, self.in_features, dtype=dtype or self.dtype, device=self.codes.device)
+        step = len(self.codes)
+        if not torch.compiler.is_compiling():
+            step = max(1, DEQUANTISED_TOGETHER[self.codes.device.type == "cpu"] // (LANES * self.in_features))
+        for start in range(0, len(self.codes), step):
+            part = made[LANES * start : LANES * (start + step)]
+            part.copy_(self._rows_of(slice(start, start + step), len(part)))
+        return made
+
+    def _rows_of(self, blocks: slice, n_rows: int) -> Float[Tensor, "n_rows in_features"]:
+        """The first rows of some blocks, in float32."""
+        if self.bits == 4 and self.table is not None:
+            # A byte is two codes: one look-up gives both numbers.
+            pairs = torch.stack([self.table.repeat(16), self.table.repeat_interleave(16)], -1)
+            both = self.codes[blocks].transpose(1, 2).contiguous().view(torch.uint8).flatten()
+            values = pairs.index_select(0, both.int()).view(-1, self.in_features)[:n_rows]
+        else:
+            codes = unpack_codes(self.codes[blocks], self.bits, n_rows)
+            values = codes.float() if self.table is None else self.table[codes.int()]
+        offsets = None if self.offsets is None else unpack_rows(self.offsets[blocks], n_rows)
+        return self._scaled(values, unpack_rows(self.scales[blocks], n_rows), offsets)
 
     def looked_up(self, rows: Int[Tensor, " n"]) -> Float[Tensor, "n in_features"]:
         """Some rows of `dequantise()`, without the others."""
         block, lane = rows // LANES, rows % LANES
         codes = unpack_codes(self.codes[block, :, lane][..., None], self.bits, len(rows))  # blocks of one lane
         offsets = None if self.offsets is None else self.offsets[block, :, lane]
-        return self._values(codes, self.scales[block, :, lane], offsets).to(self.dtype)
-
-    def _values(self, codes: Tensor, scales: Tensor, offsets: Tensor | None) -> Tensor:
         values = codes.float() if self.table is None else self.table[codes.int()]
-        values = values.view(*scales.shape, self.group_size) * scales.float()[..., None]
+        return self._scaled(values, self.scales[block, :, lane], offsets).to(self.dtype)
+
+    def _scaled(self, values: Tensor, scales: Tensor, offsets: Tensor | None) -> Tensor:
+        """Overwrites `values`."""
+        groups = values.view(*scales.shape, self.group_size).mul_(scales.float()[..., None])
         if offsets is not None:
-            values = values + offsets.float()[..., None]
-        return values.flatten(1)
+            groups.add_(offsets.float()[..., None])
+        return groups.flatten(1)
 
     def product(
         self, x: Float[Tensor, "*batch in_features"], bias: Float[Tensor, " out_features"] | None = None
