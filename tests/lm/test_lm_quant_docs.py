@@ -17,7 +17,7 @@ def test_examples_run(capsys: pytest.CaptureFixture[str]) -> None:
     names: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, str(GUIDE), "exec"), names)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     assert "int4, groups of 32: 14 matrices" in capsys.readouterr().out
 
 
