@@ -19,8 +19,8 @@ from alignlab.core.errors import DataError
 from alignlab.core.rng import derive_seed
 from alignlab.data.packing import Example, batches, pack
 from alignlab.lm.language_model import LanguageModel
-from alignlab.lm.local import LocalSampler
 from alignlab.lm.lora import LoraConfig
+from alignlab.lm.samplers import sampler_of
 from alignlab.lm.types import Prompt, Sampler, SamplingParams
 from alignlab.train.language import language_model_loss
 from alignlab.train.optim import trainable_parameters
@@ -85,7 +85,7 @@ class ConstitutionalTrainer:
         seed: int = 0,
     ) -> None:
         self.model, self.constitution = model, constitution
-        self.sampler = LocalSampler(model)
+        self.sampler = sampler_of(model)
         self.critic: Sampler = critic or self.sampler
         self.category, self.learning_rate, self.lora, self.seed = category, learning_rate, lora, seed
         self.show_response = show_response

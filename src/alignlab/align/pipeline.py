@@ -51,6 +51,7 @@ from alignlab.lm.lora_files import load_adapter
 from alignlab.lm.native import export_model
 from alignlab.lm.quant.adapted import settle_adapters
 from alignlab.lm.remote import RemoteSampler
+from alignlab.lm.samplers import sampler_of
 from alignlab.lm.types import Prompt, Sampler, SamplingParams
 from alignlab.tasks.evaluator import evaluate
 
@@ -138,9 +139,9 @@ class AlignmentPipeline:
         """Where the adapter of a stage lies, in PEFT's format where that has a place for it."""
         return self.run.artifacts / f"adapter-{stage}"
 
-    def sampler(self, lm: LanguageModel) -> LocalSampler:
-        """The local engine with the run's batch size."""
-        return LocalSampler(lm, batch_size=self.config.batch_size)
+    def sampler(self, lm: LanguageModel) -> Sampler:
+        """What generates with `lm` here, the run's batch size at a time."""
+        return sampler_of(lm, batch_size=self.config.batch_size)
 
     def critic(self) -> Sampler:
         """What writes critiques and revisions: the endpoint where one is named, else the model itself."""
@@ -172,7 +173,8 @@ class AlignmentPipeline:
 
     def measure(self, stage: str) -> dict[str, Any]:
         """The three held-out tasks and bits per byte, for the model after `stage`."""
-        sampler = self.sampler(self.model_after(stage))
+        lm = self.model_after(stage)
+        sampler = self.sampler(lm)
         results: dict[str, Any] = {}
         for task in held_out_tasks(max_tokens=self.config.max_tokens, limit=self.config.n_eval):
             done = evaluate(
@@ -185,7 +187,7 @@ class AlignmentPipeline:
                 seed=self.config.seed,
             )
             results[task.name] = done.aggregate.as_dict()
-        return {**results, "bits_per_byte": bits_per_byte(sampler)}
+        return {**results, "bits_per_byte": bits_per_byte(LocalSampler(lm, batch_size=self.config.batch_size))}
 
     def respond(self) -> dict[str, Any]:
         """The model's own answers to the red-team prompts."""

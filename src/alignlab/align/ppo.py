@@ -37,8 +37,8 @@ from alignlab.core.progress import Progress
 from alignlab.core.rng import derive_seed, torch_generator
 from alignlab.core.runs import Run
 from alignlab.lm.language_model import LanguageModel
-from alignlab.lm.local import LocalSampler
 from alignlab.lm.model import GPTModel
+from alignlab.lm.samplers import sampler_of
 from alignlab.lm.types import Prompt, Sampler, SamplingParams
 from alignlab.train.losses import check_variance
 from alignlab.train.optim import trainable_parameters
@@ -82,7 +82,7 @@ class PPOTrainer:
         self.model = model.model if isinstance(model, LanguageModel) else model
         if isinstance(model, LanguageModel):
             tokenizer = tokenizer or model.tokenizer
-            sampler = sampler or LocalSampler(model, batch_size=config.batch_size)
+            sampler = sampler or sampler_of(model, batch_size=config.batch_size)
         if tokenizer is None or sampler is None:
             raise ConfigError("a bare GPTModel needs sampler= and tokenizer=, or pass a LanguageModel, which has both")
         self.tokenizer, self.sampler, self.reward_model = tokenizer, sampler, reward_model

@@ -120,12 +120,13 @@ class MultiHeadAttention(nn.Module):
             q, k, v = (taps(f"{prefix}hook_{name}", t) for name, t in (("q", q), ("k", k), ("v", v)))
         if self.q_norm is not None and self.k_norm is not None:
             q, k = self.q_norm(q), self.k_norm(k)
-        if context.rotation is not None:
+        rotates = isinstance(context.cache, RaggedLayer) and context.cache.rotates
+        if context.rotation is not None and not rotates:
             q, k = rotate(q, context.rotation), rotate(k, context.rotation)
             if taps:
                 q, k = taps(f"{prefix}hook_rot_q", q), taps(f"{prefix}hook_rot_k", k)
         if isinstance(context.cache, RaggedLayer):
-            z = context.cache.attend(self, q, k, v)  # (batch, pos, head, d_head)
+            z = context.cache.attend(self, q, k, v, context.rotation if rotates else None)  # (batch, pos, head, d_head)
         else:
             shared = None
             if isinstance(context.cache, KVCache):

@@ -15,6 +15,7 @@ from alignlab.lm.config import GPTConfig
 if TYPE_CHECKING:
     from alignlab.lm.attention import MultiHeadAttention
     from alignlab.lm.positions import AlibiBias
+    from alignlab.lm.rotary import Rotation
 
 
 class RaggedCache(ABC):
@@ -44,12 +45,16 @@ class RaggedLayer:
     """One layer's part of a pass over a `RaggedCache`. It says itself which layer it is, so that all layers' programs
     are one to a compiler."""
 
+    rotates = False
+    """Whether queries and keys come as projected, with the rotation that `attend` then gives them."""
+
     def attend(
         self,
         attention: MultiHeadAttention,
         q: Float[Tensor, "1 total head d_head"],
         k: Float[Tensor, "1 total kv_head d_head"],
         v: Float[Tensor, "1 total kv_head d_head"],
+        rotation: Rotation | None = None,
     ) -> Float[Tensor, "1 total head d_head"]:
         """Keep the new keys and values, and attend from each token to all before it in its row."""
         raise NotImplementedError

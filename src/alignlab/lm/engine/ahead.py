@@ -62,34 +62,26 @@ def draw_ahead(runner: Runner, jobs: Sequence[Job], n_steps: int) -> list[DrawnA
     for i, job in enumerate(jobs):
         rules.setdefault(job.rule, []).append(i)
     device = runner.cache.device
-    uniforms = None
-    if any(rule.temperature > 0 for rule in rules):
-        rows = [job.uniforms[len(job.logprobs) : len(job.logprobs) + n_steps] for job in jobs]
-        padded = [[*row, *[0.0] * (n_steps - len(row))] for row in rows]
-        uniforms = torch.tensor(padded).T.to(device)
+    pending, spans = [job.tokens[job.computed] for job in jobs], [span_of(job) for job in jobs]
+    if graphs.kernel and all(rule.temperature == 0 and not rule.logit_bias for rule in rules):
+        return listed(*graphs.run_ahead_greedily(pending, spans, n_steps))
+    rows = [job.uniforms[len(job.logprobs) : len(job.logprobs) + n_steps] for job in jobs]
+    uniforms = torch.tensor([[*row, *[0.0] * (n_steps - len(row))] for row in rows]).T.to(device)
     places = {rule: torch.tensor(members, device=device) for rule, members in rules.items()}
 
     def choose(logits: Tensor, step: int) -> tuple[Tensor, Tensor]:
         if len(places) == 1:
-            return choose_by(jobs[0].rule, logits, None if uniforms is None else uniforms[step], graphs.kernel)
+            return choose_tokens(logits, jobs[0].rule, uniforms[step], None)
         tokens = torch.empty(len(jobs), dtype=torch.long, device=device)
         logprobs = torch.empty(len(jobs), device=device)
         for rule, members in places.items():
-            own = None if uniforms is None else uniforms[step, members]
-            tokens[members], logprobs[members] = choose_by(rule, logits[members], own, graphs.kernel)
+            tokens[members], logprobs[members] = choose_tokens(logits[members], rule, uniforms[step, members], None)
         return tokens, logprobs
 
-    pending = [job.tokens[job.computed] for job in jobs]
-    drawn, gained = graphs.run_ahead(pending, [span_of(job) for job in jobs], n_steps, choose)
+    return listed(*graphs.run_ahead(pending, spans, n_steps, choose))
+
+
+def listed(drawn: Tensor, gained: Tensor) -> list[DrawnAhead]:
+    """Job by job what (step, job) tensors of tokens and log-probabilities hold."""
     n_finite = gained.isfinite().long().cumprod(0).sum(0).tolist()
     return [DrawnAhead(*each) for each in zip(drawn.T.tolist(), gained.T.tolist(), n_finite, strict=True)]
-
-
-def choose_by(rule: SamplingParams, logits: Tensor, uniform: Tensor | None, kernel: bool) -> tuple[Tensor, Tensor]:
-    """Each row's next token by `rule` and its log-probability."""
-    if rule.temperature == 0 and not rule.logit_bias and kernel:
-        from alignlab.lm.engine.greedy_kernel import most_likely  # needs Triton
-
-        return most_likely(logits)
-    uniform = logits.new_zeros(len(logits)) if uniform is None else uniform
-    return choose_tokens(logits, rule, uniform, None)

@@ -14,6 +14,7 @@ from alignlab.lm.cache import RaggedCache, RaggedLayer
 from alignlab.lm.config import GPTConfig
 from alignlab.lm.engine.paged import PagedCache
 from alignlab.lm.positions import AlibiBias
+from alignlab.lm.rotary import Rotation
 
 
 def has_kernel(config: GPTConfig, device: torch.device) -> bool:
@@ -52,6 +53,7 @@ class DecodeLayer(RaggedLayer):
     table: Int[Tensor, "row block"]
     positions: Int[Tensor, " row"]
     window: int
+    rotates = True
 
     def attend(
         self,
@@ -59,9 +61,11 @@ class DecodeLayer(RaggedLayer):
         q: Float[Tensor, "1 row head d_head"],
         k: Float[Tensor, "1 row kv_head d_head"],
         v: Float[Tensor, "1 row kv_head d_head"],
+        rotation: Rotation | None = None,
     ) -> Float[Tensor, "1 row head d_head"]:
         from alignlab.lm.engine.paged_kernel import attend_paged  # needs Triton
 
         cap = attention.config.attn_softcap or 0.0
+        turn = (None, None) if rotation is None else (rotation.cos[0, :, 0], rotation.sin[0, :, 0])
         where = self.keys, self.values, self.table, self.positions
-        return attend_paged(q[0], k[0], v[0], *where, attention.scale, cap, self.window)[None]
+        return attend_paged(q[0], k[0], v[0], *turn, *where, attention.scale, cap, self.window)[None]

@@ -24,6 +24,8 @@ ROW_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 3
 """Numbers of rows for which steps are recorded; more rows run unrecorded."""
 KERNEL_WIDTH = 32
 """Blocks of a table at least where the kernel reads it: it walks over those that a row has, not over all."""
+LONGEST_AHEAD = 64
+"""Steps ahead at most."""
 Choose = Callable[[Tensor, int], tuple[Tensor, Tensor]]
 """From logits (row, vocab) and the number of the step: each row's next token and its log-probability."""
 
@@ -36,6 +38,17 @@ class Step:
     positions: Int[Tensor, "1 row"]
     table: Int[Tensor, "row block"]
     replay: Pass
+    """Gives the hidden states (row, d_model)."""
+
+
+@dataclass
+class GreedyStep(Step):
+    """A decode step that also takes the most likely token of each row, writes it down and makes it the next input."""
+
+    drawn: Int[Tensor, "step row"]
+    gained: Float[Tensor, "step row"]
+    at: Int[Tensor, " 1"]
+    """How many steps have been written down."""
 
 
 class DecodeGraphs:
@@ -48,10 +61,12 @@ class DecodeGraphs:
         self.recorder, self.model, self.cache, self.compiled = recorder, recorder.model, cache, compiled
         self.kernel = has_kernel(self.model.config, cache.device)
         self.steps: dict[tuple[int, int], Step] = {}
+        self.greedy_steps: dict[tuple[int, int], GreedyStep] = {}
 
     def forget(self) -> None:
         """Drop what was recorded."""
         self.steps.clear()
+        self.greedy_steps.clear()
 
     def takes(self, spans: Sequence[Span]) -> bool:
         """Whether there is a recorded size for so many rows."""
@@ -59,7 +74,10 @@ class DecodeGraphs:
 
     def run(self, tokens: Sequence[int], spans: Sequence[Span]) -> Float[Tensor, "row d_model"]:
         """Hidden states after each row's new token. They are overwritten by the next run of the same shape."""
-        return self.filled(tokens, spans, 1).replay()[: len(spans)]
+        shape = self.shape(spans, 1)
+        step = self.steps.get(shape) or self.steps.setdefault(shape, self.prepare(*shape))
+        self.fill(step, tokens, spans, 1)
+        return step.replay()[: len(spans)]
 
     def run_ahead(
         self, tokens: Sequence[int], spans: Sequence[Span], n_steps: int, choose: Choose
@@ -68,7 +86,9 @@ class DecodeGraphs:
 
         What a row writes beyond its own blocks is lost: its tokens from there on mean nothing.
         """
-        step, n_rows = self.filled(tokens, spans, n_steps), len(spans)
+        shape, n_rows = self.shape(spans, n_steps), len(spans)
+        step = self.steps.get(shape) or self.steps.setdefault(shape, self.prepare(*shape))
+        self.fill(step, tokens, spans, n_steps)
         drawn, gained = [], []
         for i in range(n_steps):
             chosen, logprob = choose(self.model.unembed(step.replay()[:n_rows]), i)
@@ -79,15 +99,29 @@ class DecodeGraphs:
                 step.positions.add_(1).clamp_(max=self.cache.config.n_ctx - 1)
         return torch.stack(drawn).cpu(), torch.stack(gained).cpu()
 
-    def filled(self, tokens: Sequence[int], spans: Sequence[Span], n_steps: int) -> Step:
-        """The step for so many rows, with their tokens, positions and blocks in place."""
+    def run_ahead_greedily(
+        self, tokens: Sequence[int], spans: Sequence[Span], n_steps: int
+    ) -> tuple[Int[Tensor, "step row"], Float[Tensor, "step row"]]:
+        """As `run_ahead` with the most likely token each time, all of a step in the recorded pass."""
+        shape, n_rows = self.shape(spans, n_steps), len(spans)
+        step = self.greedy_steps.get(shape) or self.greedy_steps.setdefault(shape, self.prepare_greedy(*shape))
+        self.fill(step, tokens, spans, n_steps)
+        step.at.zero_()
+        for _ in range(n_steps):
+            step.replay()
+        return step.drawn[:n_steps, :n_rows].cpu(), step.gained[:n_steps, :n_rows].cpu()
+
+    def shape(self, spans: Sequence[Span], n_steps: int) -> tuple[int, int]:
+        """Recorded numbers of rows and of blocks a row for `n_steps` steps of `spans`."""
         size, limit = self.cache.block_size, -(-self.cache.config.n_ctx // self.cache.block_size)
-        n_rows = next(n for n in ROW_SIZES if n >= len(spans))
         wide = max(-(-(span.start + n_steps) // size) for span in spans)
-        width = min(max(1 << (wide - 1).bit_length(), KERNEL_WIDTH if self.kernel else 1), limit)
-        step = self.steps.get((n_rows, width))
-        if step is None:
-            step = self.steps[n_rows, width] = self.prepare(n_rows, width)
+        width = max(1 << (wide - 1).bit_length(), KERNEL_WIDTH if self.kernel else 1)
+        return next(n for n in ROW_SIZES if n >= len(spans)), min(width, limit)
+
+    def fill(self, step: Step, tokens: Sequence[int], spans: Sequence[Span], n_steps: int) -> None:
+        """Put tokens, positions and blocks of the rows in place."""
+        size, limit = self.cache.block_size, -(-self.cache.config.n_ctx // self.cache.block_size)
+        n_rows, width = step.table.shape
         # Idle rows, and rows that run beyond their end, read and write the block that nobody reads.
         scratch, idle = self.cache.scratch, n_rows - len(spans)
         tables = [self.table_of(span, min(-(-(span.start + n_steps) // size), limit), width) for span in spans]
@@ -95,7 +129,6 @@ class DecodeGraphs:
         step.tokens.copy_(torch.tensor([[*tokens, *[0] * idle]]), non_blocking=True)
         step.positions.copy_(torch.tensor([[*(span.start for span in spans), *[0] * idle]]), non_blocking=True)
         step.table.copy_(torch.tensor(tables), non_blocking=True)
-        return step
 
     def table_of(self, span: Span, reached: int, width: int) -> list[int]:
         """A row's blocks; where it reaches further than they do, the scratch block; then zeros."""
@@ -105,15 +138,38 @@ class DecodeGraphs:
 
     def prepare(self, n_rows: int, width: int) -> Step:
         """The step for `n_rows` rows of at most `width` blocks, recorded where that is asked for."""
-        device = self.cache.device
-        tokens = torch.zeros(1, n_rows, dtype=torch.long, device=device)
-        positions = torch.zeros(1, n_rows, dtype=torch.long, device=device)
-        table = torch.full((n_rows, width), self.cache.scratch, device=device)
+        tokens, positions, table = self.inputs(n_rows, width)
 
         def once() -> Float[Tensor, "row d_model"]:
             return self.decode(tokens, positions, table)
 
         return Step(tokens, positions, table, self.recorder.record(once, compiled=self.compiled))
+
+    def prepare_greedy(self, n_rows: int, width: int) -> GreedyStep:
+        """As `prepare`, with the choice of the token; for the kernel's passes only."""
+        from alignlab.lm.engine.greedy_kernel import most_likely  # needs Triton
+
+        tokens, positions, table = self.inputs(n_rows, width)
+        drawn = torch.zeros(LONGEST_AHEAD, n_rows, dtype=torch.long, device=self.cache.device)
+        gained, at = torch.zeros_like(drawn, dtype=torch.float32), torch.zeros_like(tokens[0, :1])
+        last = self.cache.config.n_ctx - 1
+
+        def once() -> Int[Tensor, " row"]:
+            chosen, logprob = most_likely(self.model.unembed(self.decode(tokens, positions, table)))
+            drawn.index_copy_(0, at, chosen[None])
+            gained.index_copy_(0, at, logprob[None])
+            tokens.copy_(chosen[None])
+            positions.add_(1).clamp_(max=last)
+            at.add_(1)
+            return chosen
+
+        replay = self.recorder.record(once, compiled=self.compiled)
+        return GreedyStep(tokens, positions, table, replay, drawn, gained, at)
+
+    def inputs(self, n_rows: int, width: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Tokens, positions and block tables that a recorded step reads."""
+        tokens, positions = torch.zeros(2, 1, n_rows, dtype=torch.long, device=self.cache.device)
+        return tokens, positions, torch.full((n_rows, width), self.cache.scratch, device=self.cache.device)
 
     def decode(
         self, tokens: Int[Tensor, "1 row"], positions: Int[Tensor, "1 row"], table: Int[Tensor, "row block"]

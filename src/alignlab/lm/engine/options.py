@@ -8,6 +8,7 @@ import torch
 
 from alignlab.core.config import require
 from alignlab.core.errors import ConfigError
+from alignlab.lm.engine.graphs import LONGEST_AHEAD
 from alignlab.lm.engine.paged import PagedCache
 from alignlab.lm.model import GPTModel
 
@@ -46,6 +47,7 @@ class EngineOptions:
             value = getattr(self, name)
             require(value is None or value >= 1, name, value, "a whole number of at least 1")
         require(self.blocks is None or self.blocks >= 1, "blocks", self.blocks, "a whole number of at least 1")
+        require(self.ahead <= LONGEST_AHEAD, "ahead", self.ahead, f"at most {LONGEST_AHEAD}")
         require(
             self.block_size >= 1 and not (self.invariant and self.block_size % 16),
             "block_size", self.block_size, "a positive whole number, for invariant numbers a multiple of 16",

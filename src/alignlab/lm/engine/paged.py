@@ -24,6 +24,7 @@ from alignlab.lm.config import GPTConfig
 from alignlab.lm.engine.blocks import ZERO_BLOCK
 from alignlab.lm.engine.invariant import attend_invariantly
 from alignlab.lm.positions import AlibiBias
+from alignlab.lm.rotary import Rotation
 
 SHARED_BLOCKS = 2
 """Rows that begin with at least this many common blocks meet them in one product (`attend_with_prefix`)."""
@@ -184,6 +185,7 @@ class PagedLayer(RaggedLayer):
         q: Float[Tensor, "1 total head d_head"],
         k: Float[Tensor, "1 total kv_head d_head"],
         v: Float[Tensor, "1 total kv_head d_head"],
+        rotation: Rotation | None = None,
     ) -> Float[Tensor, "1 total head d_head"]:
         batch, cache, layer, windowed = self.batch, self.batch.cache, self.layer, self.windowed
         cache.write(layer, batch.slots, k[0], v[0])

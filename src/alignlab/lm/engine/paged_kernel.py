@@ -15,8 +15,8 @@ import triton.language as tl  # type: ignore[import-not-found,import-untyped,unu
 from jaxtyping import Float, Int
 from torch import Tensor
 
-TILE = 64
-"""Keys that a program looks at together."""
+FEW, MANY = (128, 4, 2), (64, 2, 3)
+"""Keys that a program looks at together, its warps and stages: where programs are few, and where they fill a GPU."""
 KEYS_A_PROGRAM = 512
 """A row's keys go to several programs where there are more."""
 PROGRAMS = 264
@@ -25,10 +25,11 @@ PROGRAMS = 264
 
 @triton.jit
 def _attend_kernel(  # type: ignore[no-untyped-def]
-    q, k, v, keys, values, table, positions, out, totals,
+    q, k, v, cos, sin, keys, values, table, positions, out, totals,
     q_row, q_head, k_row, k_head, v_row, v_head, table_row, scale, softcap, window,
-    GROUP: tl.constexpr, N_KV: tl.constexpr, WIDTH: tl.constexpr, WIDE: tl.constexpr, BLOCK: tl.constexpr,
-    TILE: tl.constexpr, SPLITS: tl.constexpr, CAPPED: tl.constexpr, WINDOWED: tl.constexpr, EXACT: tl.constexpr,
+    GROUP: tl.constexpr, N_KV: tl.constexpr, TURNED: tl.constexpr, WIDTH: tl.constexpr, WIDE: tl.constexpr,
+    BLOCK: tl.constexpr, TILE: tl.constexpr, SPLITS: tl.constexpr, CAPPED: tl.constexpr, WINDOWED: tl.constexpr,
+    EXACT: tl.constexpr,
 ):  # fmt: skip
     row, head, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     position = tl.load(positions + row).to(tl.int32)
@@ -36,11 +37,22 @@ def _attend_kernel(  # type: ignore[no-untyped-def]
     real = d < WIDTH
     asked = (g[:, None] < GROUP) & real[None, :]
     queries = tl.load(q + row * q_row + (head * GROUP + g[:, None]) * q_head + d[None, :], mask=asked, other=0.0)
+    if TURNED > 0:  # the first TURNED dimensions; the sines have the sign of rotate_half (`rotary`)
+        turned = d < TURNED
+        c = tl.load(cos + row * TURNED + d, mask=turned, other=1.0).to(tl.float32)
+        s = tl.load(sin + row * TURNED + d, mask=turned, other=0.0).to(tl.float32)
+        e = tl.where(turned, (d + TURNED // 2) % TURNED, 0)
+        pairs = tl.load(q + row * q_row + (head * GROUP + g[:, None]) * q_head + e[None, :], mask=asked, other=0.0)
+        wide = queries.to(tl.float32) * c[None, :] + pairs.to(tl.float32) * s[None, :]
+        queries = wide.to(queries.dtype)
     highest = tl.full((16,), -1e30, tl.float32)
     total = tl.zeros((16,), tl.float32)
     sums = tl.zeros((16, WIDE), tl.float32)
     if split == 0:  # the new token itself
         key = tl.load(k + row * k_row + head * k_head + d, mask=real, other=0.0)
+        if TURNED > 0:
+            pair = tl.load(k + row * k_row + head * k_head + e, mask=real, other=0.0)
+            key = (key.to(tl.float32) * c + pair.to(tl.float32) * s).to(key.dtype)
         value = tl.load(v + row * v_row + head * v_head + d, mask=real, other=0.0)
         block = tl.load(table + row * table_row + position // BLOCK)
         place = ((block * BLOCK + position % BLOCK) * N_KV + head) * WIDTH + d
@@ -104,8 +116,8 @@ def splits_for(n_rows: int, n_kv_heads: int, n_keys: int) -> int:
 
 
 SCHEMA = (
-    "(Tensor q, Tensor k, Tensor v, Tensor(a!) keys, Tensor(b!) values, Tensor table, Tensor positions, "
-    "float scale, float softcap, int window) -> Tensor"
+    "(Tensor q, Tensor k, Tensor v, Tensor? cos, Tensor? sin, Tensor(a!) keys, Tensor(b!) values, "
+    "Tensor table, Tensor positions, float scale, float softcap, int window) -> Tensor"
 )
 
 
@@ -114,6 +126,8 @@ def attend_paged(
     q: Float[Tensor, "row head d_head"],
     k: Float[Tensor, "row kv_head d_head"],
     v: Float[Tensor, "row kv_head d_head"],
+    cos: Float[Tensor, "row rotary_dim"] | None,
+    sin: Float[Tensor, "row rotary_dim"] | None,
     keys: Float[Tensor, "block place kv_head d_head"],
     values: Float[Tensor, "block place kv_head d_head"],
     table: Int[Tensor, "row block"],
@@ -124,12 +138,14 @@ def attend_paged(
 ) -> Float[Tensor, "row head d_head"]:
     """Attention of each row's one new token, at `positions`, to itself and to all before it that its blocks hold.
 
-    `k` and `v` are the new token's and are written to the cache. A `softcap` or `window` of 0 is none. In bfloat16 and
-    float16 scores are summed in float32, the pattern is rounded to the cache's type.
+    `k` and `v` are the new token's and are written to the cache. Where `cos` and `sin` (of a `Rotation`) are given, `q`
+    and `k` come unrotated. A `softcap` or `window` of 0 is none. In bfloat16 and float16 scores are summed in float32,
+    the pattern is rounded to the cache's type.
     """
     n_rows, n_heads, width = q.shape
     n_kv, block = k.shape[1], keys.shape[1]
     splits = splits_for(n_rows, n_kv, table.shape[1] * block)
+    tile, warps, stages = FEW if n_rows * n_kv * splits <= PROGRAMS else MANY
     wide, exact = triton.next_power_of_2(max(width, 16)), q.dtype is torch.float32
     out = torch.empty((n_rows, n_heads, width), dtype=q.dtype, device=q.device)
     parts, totals = out, out
@@ -137,11 +153,13 @@ def attend_paged(
         parts = torch.empty((n_rows, n_heads, splits, width), dtype=torch.float32, device=q.device)
         totals = torch.empty((n_rows, n_heads, splits), dtype=torch.float32, device=q.device)
     _attend_kernel[(n_rows, n_kv, splits)](
-        q, k, v, keys, values, table, positions, parts, totals,
+        q, k, v, q if cos is None else cos.contiguous(), q if sin is None else sin.contiguous(),
+        keys, values, table, positions, parts, totals,
         q.stride(0), q.stride(1), k.stride(0), k.stride(1), v.stride(0), v.stride(1), table.stride(0),
         scale, softcap, window,
-        GROUP=n_heads // n_kv, N_KV=n_kv, WIDTH=width, WIDE=wide, BLOCK=block, TILE=TILE, SPLITS=splits,
-        CAPPED=softcap > 0, WINDOWED=window > 0, EXACT=exact,
+        GROUP=n_heads // n_kv, N_KV=n_kv, TURNED=0 if cos is None else cos.shape[1], WIDTH=width,
+        WIDE=wide, BLOCK=block, TILE=tile, SPLITS=splits,
+        CAPPED=softcap > 0, WINDOWED=window > 0, EXACT=exact, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     if splits > 1:
         _merge_kernel[(n_rows * n_heads,)](
@@ -151,5 +169,5 @@ def attend_paged(
 
 
 @attend_paged.register_fake
-def _(q, k, v, keys, values, table, positions, scale, softcap, window):  # type: ignore[no-untyped-def]
+def _(q, k, v, cos, sin, keys, values, table, positions, scale, softcap, window):  # type: ignore[no-untyped-def]
     return q.new_empty(q.shape)

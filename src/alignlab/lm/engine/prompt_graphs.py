@@ -33,6 +33,8 @@ class PromptStep:
 
     tokens: Int[Tensor, "1 total"]
     slots: Int[Tensor, " total"]
+    positions: Int[Tensor, " total"]
+    """Always the same; kept because a recorded pass reads them where they are."""
     replay: Pass
 
 
@@ -94,4 +96,4 @@ class PromptGraphs:
             batch = PagedBatch(self.cache, positions[None], slots, [group], length=self.cache.config.n_ctx)
             return self.recorder.model.hidden_states(tokens, cache=batch)[0]
 
-        return PromptStep(tokens, slots, self.recorder.record(once, compiled=False))
+        return PromptStep(tokens, slots, positions, self.recorder.record(once, compiled=False))
