@@ -33,7 +33,9 @@ static inline vf value(vi word, int i, vf table, const float* list) {
 
 // M rows of x (leading dimension n_x) times block b; sums are those of x's groups, (row, group).
 template <int BITS, int M>
-static void code_block(const Matrix& w, const float* x, int64_t n_x, const float* sums, float* y, int64_t n_y, int64_t b) {
+static void code_block(
+    const Matrix& w, const float* x, int64_t n_x, const float* sums, float* y, int64_t n_y, int64_t b
+) {
     const int per_word = 32 / BITS;
     const int64_t words = w.n_in / per_word, groups = w.n_in / w.group, step = w.group / per_word;
     const int32_t* codes = (const int32_t*)w.data + b * words * LANES;
@@ -88,7 +90,9 @@ static void plain_block(const Matrix& w, const float* x, int64_t n_x, float* y, 
 }
 
 template <int M>
-static void some_rows(const Matrix& w, const float* x, int64_t n_x, const float* sums, float* y, int64_t n_y, int64_t b) {
+static void some_rows(
+    const Matrix& w, const float* x, int64_t n_x, const float* sums, float* y, int64_t n_y, int64_t b
+) {
     if (w.kind == CODES4) code_block<4, M>(w, x, n_x, sums, y, n_y, b);
     else if (w.kind == CODES8) code_block<8, M>(w, x, n_x, sums, y, n_y, b);
     else if (w.kind == PAIRS) plain_block<PAIRS, M>(w, x, n_x, y, n_y, b);
@@ -114,12 +118,16 @@ static void rows_times_block(
 }
 
 // Sums of x's groups, which meet the offsets.
-static void sum_groups(const Matrix& w, const float* x, int64_t n_x, int64_t rows, float* sums) {
-    const int64_t groups = w.n_in / w.group;
+template <typename T>
+static void sum_groups(const Matrix& w, const T* x, int64_t n_x, int64_t rows, float* sums) {
+    const int64_t groups = w.n_in / w.group, whole = w.group / LANES * LANES;
     for (int64_t m = 0; m < rows; ++m)
         for (int64_t g = 0; g < groups; ++g) {
-            float total = 0;
-            for (int64_t k = 0; k < w.group; ++k) total += x[m * n_x + g * w.group + k];
+            const T* numbers = x + m * n_x + g * w.group;
+            vf parts = {};
+            for (int64_t k = 0; k < whole; k += LANES) parts += load(numbers + k);
+            float total = sum(parts);
+            for (int64_t k = whole; k < w.group; ++k) total += (float)numbers[k];
             sums[m * groups + g] = total;
         }
 }

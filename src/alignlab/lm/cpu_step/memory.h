@@ -1,8 +1,10 @@
 // Where everything of a pass lies in the scratch memory that the Python side provides.
 #pragma once
+#include "attention_tiles.h"
+#include "code_tiles.h"
 #include "model.h"
 
-enum { ROWS_AT_ONCE = 256 };  // rows of activations that stay in the cache while weights pass by
+enum { ROWS_AT_ONCE = 128 };  // rows of activations that stay in the cache while weights pass by
 
 static inline int64_t up_to(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
@@ -54,10 +56,10 @@ struct Memory {
         first = (int64_t*)take(p.batch * 8), dense = (int64_t*)take(p.batch * 8);
         most = (float*)take(p.threads * tokens * 4), sums = (float*)take(p.threads * tokens * 4);
         place = (int64_t*)take(p.threads * tokens * 8);
-        n_panels = 2 * widest * 32;
+        n_panels = widest * 32 + largest_of(widest * 32, GROUPS_AT_ONCE * 1024);
         n_pieces = 2 * ROWS_AT_ONCE * LANES * 4;
         n_group_sums = ROWS_AT_ONCE * (widest / 8) * 4;
-        n_scores = 4 * (p.end + 64) * 4 + d_q * 4;
+        n_scores = largest_of(4 * (2 * p.end + 128 + m.d_head) * 4 + d_q * 4, tile_attention_memory(p.end, m.d_head));
         // An odd number of lines, so that threads do not share cache sets.
         n_own = up_to(n_panels + n_pieces + n_group_sums + n_scores, 4096) + 192;
         own = take(p.threads * n_own);

@@ -26,7 +26,13 @@ static void normalise(const Norm& norm, const float* x, int64_t width, bool cent
 // Pairs (i, i + dim / 2) turned; the table's sines carry the sign.
 static inline void rotate(float* x, const float* cos, const float* sin, int64_t dim) {
     const int64_t half = dim / 2;
-    for (int64_t i = 0; i < half; ++i) {
+    int64_t i = 0;
+    for (; i + LANES <= half; i += LANES) {
+        const vf low = load(x + i), high = load(x + i + half);
+        store(x + i, low * load(cos + i) + high * load(sin + i));
+        store(x + i + half, high * load(cos + i + half) + low * load(sin + i + half));
+    }
+    for (; i < half; ++i) {
         const float low = x[i], high = x[i + half];
         x[i] = low * cos[i] + high * sin[i];
         x[i + half] = high * cos[i + half] + low * sin[i + half];

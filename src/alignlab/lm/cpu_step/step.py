@@ -22,7 +22,7 @@ from alignlab.lm.quant.layers import QuantMatrix
 from alignlab.lm.quant.layout import LANES
 
 SOURCE = Path(__file__).with_name("step.cpp")
-FEW_TOKENS = 8
+FEW_TOKENS = 3
 """Up to so many, codes are multiplied as they are; beyond, on a matrix unit, they are unpacked on the way."""
 TILE_ROWS = 32
 
@@ -148,7 +148,7 @@ class CpuStep:
         return fits and self.is_fresh()
 
     def read(self, tokens: Int[Tensor, " batch"], cache: KVCache) -> Reading:
-        """What follows one more token of each row, as `model(tokens[:, None], cache=cache)[:, -1]` gives, but float32."""
+        """What follows one more token of each row, as `model(tokens[:, None], cache=cache)` says it."""
         wanted = self.logits_for(len(tokens))
         self.run(tokens[:, None], cache, None, wanted)
         return self.reading(*wanted)

@@ -25,7 +25,7 @@ static void open_tiles(int64_t rows) {
     memset(&shapes, 0, sizeof shapes);
     shapes.palette = 1;
     for (int i = 0; i < 8; ++i) shapes.row_bytes[i] = 64, shapes.rows[i] = 16;
-    if (rows < 16) shapes.rows[0] = shapes.rows[1] = shapes.rows[4] = (uint8_t)rows;
+    if (rows < 16) shapes.rows[0] = shapes.rows[1] = shapes.rows[2] = shapes.rows[3] = shapes.rows[4] = (uint8_t)rows;
     settle_memory(&shapes);
     _tile_loadconfig(&shapes);
 }
@@ -71,7 +71,15 @@ static void tile_product(
     if (TWO_ROWS && TWO_PANELS) _tile_stored(3, y1 + 16 * n_y, n_y * 4);
 }
 
-// A block of codes as bfloat16 in the order of PAIRS.
+// Sixteen outputs of two neighbouring inputs, as PAIRS has them.
+static inline void store_pair(char* to, vf even, vf odd) {
+    alignas(64) static const uint16_t order[32] = {0, 16, 1, 17, 2,  18, 3,  19, 4,  20, 5,  21, 6,  22, 7,  23,
+                                                   8, 24, 9, 25, 10, 26, 11, 27, 12, 28, 13, 29, 14, 30, 15, 31};
+    const __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even);
+    _mm512_storeu_si512(to, _mm512_permutexvar_epi16(_mm512_load_si512(order), both));
+}
+
+// A block of codes, scaled, as bfloat16 in the order of PAIRS.
 template <int BITS>
 static void unpack_block(const Matrix& w, int64_t b, char* panel) {
     const int per_word = 32 / BITS;
@@ -79,9 +87,6 @@ static void unpack_block(const Matrix& w, int64_t b, char* panel) {
     const int32_t* codes = (const int32_t*)w.data + b * words * LANES;
     vf table = {};
     if (BITS == 4) table = load(w.table);
-    uint16_t order[32];
-    for (int i = 0; i < 16; ++i) order[2 * i] = (uint16_t)i, order[2 * i + 1] = (uint16_t)(16 + i);
-    const __m512i mixed = _mm512_loadu_si512(order);
     for (int64_t g = 0; g < groups; ++g) {
         vf scale = numbers(w.scales, w.scale_kind, (b * groups + g) * LANES);
         vf offset = w.offsets ? numbers(w.offsets, w.scale_kind, (b * groups + g) * LANES) : vf{};
@@ -91,8 +96,7 @@ static void unpack_block(const Matrix& w, int64_t b, char* panel) {
             for (int k = 0; k < per_word; k += 2) {
                 vf even = value<BITS>(word, k, table, w.table) * scale + offset;
                 vf odd = value<BITS>(word, k + 1, table, w.table) * scale + offset;
-                __m512i both = (__m512i)_mm512_cvtne2ps_pbh((__m512)odd, (__m512)even);
-                _mm512_store_si512(panel + (i * per_word + k) / 2 * 64, _mm512_permutexvar_epi16(mixed, both));
+                store_pair(panel + (i * per_word + k) / 2 * 64, even, odd);
             }
         }
     }

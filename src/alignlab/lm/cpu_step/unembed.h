@@ -41,7 +41,7 @@ void Worker::unembed() {
             if (at.most[i * tokens + row] > at.most[winner * tokens + row]) winner = i;
         const float high = at.most[winner * tokens + row];
         float total = 0;
-        for (int64_t i = 0; i < share.n; ++i) total += at.sums[i * tokens + row] * expf(at.most[i * tokens + row] - high);
+        for (int64_t i = row; i < share.n * tokens; i += tokens) total += at.sums[i] * expf(at.most[i] - high);
         const float* y = p.logits + row * n_y;
         int64_t best = at.place[winner * tokens + row];
         while (best + 1 < m.head.n_out && !(y[best] >= high)) ++best;

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from alignlab.lm.quant.layers import QuantMatrix
 
 SOURCE = Path(__file__).with_name("product.cpp")
-FEW_ROWS = 8
+FEW_ROWS = 64
 """Beyond so many rows a plain product with the dequantised matrix is faster."""
 _KINDS = {torch.bfloat16: 0, torch.float16: 1, torch.float32: 2}
 
