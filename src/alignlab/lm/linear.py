@@ -9,6 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from alignlab.train.versions import count_fused_updates
+
+count_fused_updates()  # `packed` looks at versions
+
 ROWS_HINT = 32
 """Number of rows that the packed layout is made for; other numbers work as well."""
 

@@ -24,75 +24,72 @@ PROGRAMS = 264
 
 
 @triton.jit
+def _capped(scores, softcap, CAPPED: tl.constexpr):  # type: ignore[no-untyped-def]
+    """`softcap * tanh(scores / softcap)`, or `scores` themselves."""
+    if CAPPED:
+        scores = softcap * (2.0 * tl.sigmoid(2.0 * scores / softcap) - 1.0)
+    return scores
+
+
+@triton.jit
+def _turned(x, real, cos, sin, d, TURNED: tl.constexpr):  # type: ignore[no-untyped-def]
+    """The numbers at `x`, (row, d) or (1, d), with the first TURNED of each row rotated; the sines have
+    rotate_half's sign (`rotary`)."""
+    plain = tl.load(x + d, mask=real, other=0.0)
+    if TURNED > 0:
+        turned = d < TURNED
+        c = tl.load(cos + d, mask=turned, other=1.0).to(tl.float32)
+        s = tl.load(sin + d, mask=turned, other=0.0).to(tl.float32)
+        pair = tl.load(x + tl.where(turned, (d + TURNED // 2) % TURNED, 0), mask=real, other=0.0)
+        plain = (plain.to(tl.float32) * c + pair.to(tl.float32) * s).to(plain.dtype)
+    return plain
+
+
+@triton.jit
 def _attend_kernel(  # type: ignore[no-untyped-def]
     q, k, v, cos, sin, keys, values, table, positions, out, totals,
     q_row, q_head, k_row, k_head, v_row, v_head, table_row, scale, softcap, window,
     GROUP: tl.constexpr, N_KV: tl.constexpr, TURNED: tl.constexpr, WIDTH: tl.constexpr, WIDE: tl.constexpr,
     BLOCK: tl.constexpr, TILE: tl.constexpr, SPLITS: tl.constexpr, CAPPED: tl.constexpr, WINDOWED: tl.constexpr,
-    EXACT: tl.constexpr,
+    PRECISION: tl.constexpr,
 ):  # fmt: skip
     row, head, split = tl.program_id(0).to(tl.int64), tl.program_id(1), tl.program_id(2)
     position = tl.load(positions + row).to(tl.int32)
-    d, g, n = tl.arange(0, WIDE), tl.arange(0, 16), tl.arange(0, TILE)
-    real = d < WIDTH
-    asked = (g[:, None] < GROUP) & real[None, :]
-    queries = tl.load(q + row * q_row + (head * GROUP + g[:, None]) * q_head + d[None, :], mask=asked, other=0.0)
-    if TURNED > 0:  # the first TURNED dimensions; the sines have the sign of rotate_half (`rotary`)
-        turned = d < TURNED
-        c = tl.load(cos + row * TURNED + d, mask=turned, other=1.0).to(tl.float32)
-        s = tl.load(sin + row * TURNED + d, mask=turned, other=0.0).to(tl.float32)
-        e = tl.where(turned, (d + TURNED // 2) % TURNED, 0)
-        pairs = tl.load(q + row * q_row + (head * GROUP + g[:, None]) * q_head + e[None, :], mask=asked, other=0.0)
-        wide = queries.to(tl.float32) * c[None, :] + pairs.to(tl.float32) * s[None, :]
-        queries = wide.to(queries.dtype)
+    blocks, cos, sin = table + row * table_row, cos + row * TURNED, sin + row * TURNED
+    d, g, n = tl.arange(0, WIDE)[None, :], tl.arange(0, 16), tl.arange(0, TILE)
+    real, asked = d < WIDTH, (g[:, None] < GROUP) & (d < WIDTH)
+    queries = _turned(q + row * q_row + (head * GROUP + g[:, None]) * q_head, asked, cos, sin, d, TURNED)
     highest = tl.full((16,), -1e30, tl.float32)
-    total = tl.zeros((16,), tl.float32)
-    sums = tl.zeros((16, WIDE), tl.float32)
+    total, sums = tl.zeros((16,), tl.float32), tl.zeros((16, WIDE), tl.float32)
     if split == 0:  # the new token itself
-        key = tl.load(k + row * k_row + head * k_head + d, mask=real, other=0.0)
-        if TURNED > 0:
-            pair = tl.load(k + row * k_row + head * k_head + e, mask=real, other=0.0)
-            key = (key.to(tl.float32) * c + pair.to(tl.float32) * s).to(key.dtype)
+        key = _turned(k + row * k_row + head * k_head, real, cos, sin, d, TURNED)
         value = tl.load(v + row * v_row + head * v_head + d, mask=real, other=0.0)
-        block = tl.load(table + row * table_row + position // BLOCK)
+        block = tl.load(blocks + position // BLOCK)
         place = ((block * BLOCK + position % BLOCK) * N_KV + head) * WIDTH + d
         tl.store(keys + place, key, mask=real)
         tl.store(values + place, value, mask=real)
-        highest = tl.sum(queries.to(tl.float32) * key.to(tl.float32)[None, :], 1) * scale
-        if CAPPED:
-            highest = softcap * (2.0 * tl.sigmoid(2.0 * highest / softcap) - 1.0)
+        highest = _capped(tl.sum(queries.to(tl.float32) * key.to(tl.float32), 1) * scale, softcap, CAPPED)
         total += 1.0
-        sums += value.to(tl.float32)[None, :]
+        sums += value.to(tl.float32)
     first = tl.maximum(position + 1 - window, 0) // TILE * TILE if WINDOWED else 0
     each = (position - first + SPLITS * TILE - 1) // (SPLITS * TILE) * TILE
     for start in range(first + split * each, tl.minimum(first + split * each + each, position), TILE):
         token = start + n
-        seen = token < position
-        if WINDOWED:
-            seen = seen & (token > position - window)
-        block = tl.load(table + row * table_row + token // BLOCK, mask=seen, other=0)
-        place = ((block * BLOCK + token % BLOCK) * N_KV + head)[:, None] * WIDTH + d[None, :]
-        inside = seen[:, None] & real[None, :]
-        key = tl.load(keys + place, mask=inside, other=0.0)
-        value = tl.load(values + place, mask=inside, other=0.0)
-        if EXACT:
-            scores = tl.dot(queries, tl.trans(key), input_precision="ieee") * scale
-        else:
-            scores = tl.dot(queries, tl.trans(key)) * scale
-        if CAPPED:
-            scores = softcap * (2.0 * tl.sigmoid(2.0 * scores / softcap) - 1.0)
+        seen = (token < position) & (token > position - window) if WINDOWED else token < position
+        block = tl.load(blocks + token // BLOCK, mask=seen, other=0)
+        place = ((block * BLOCK + token % BLOCK) * N_KV + head)[:, None] * WIDTH + d
+        key = tl.load(keys + place, mask=seen[:, None] & real, other=0.0)
+        value = tl.load(values + place, mask=seen[:, None] & real, other=0.0)
+        scores = _capped(tl.dot(queries, tl.trans(key), input_precision=PRECISION) * scale, softcap, CAPPED)
         scores = tl.where(seen[None, :], scores, -float("inf"))
         higher = tl.maximum(highest, tl.max(scores, 1))
         shrink, pattern = tl.exp(highest - higher), tl.exp(scores - higher[:, None])
         total = total * shrink + tl.sum(pattern, 1)
-        if EXACT:
-            sums = sums * shrink[:, None] + tl.dot(pattern, value, input_precision="ieee")
-        else:
-            sums = sums * shrink[:, None] + tl.dot(pattern.to(value.dtype), value)
+        sums = sums * shrink[:, None] + tl.dot(pattern.to(value.dtype), value, input_precision=PRECISION)
         highest = higher
     mean = sums / tl.where(total > 0.0, total, 1.0)[:, None]
     at = ((row * N_KV + head) * GROUP + g) * SPLITS + split
-    tl.store(out + at[:, None] * WIDTH + d[None, :], mean.to(out.dtype.element_ty), mask=asked)
+    tl.store(out + at[:, None] * WIDTH + d, mean.to(out.dtype.element_ty), mask=asked)
     if SPLITS > 1:
         tl.store(totals + at, highest + tl.log(total), mask=g < GROUP)  # nothing seen: -inf
 
@@ -146,7 +143,7 @@ def attend_paged(
     n_kv, block = k.shape[1], keys.shape[1]
     splits = splits_for(n_rows, n_kv, table.shape[1] * block)
     tile, warps, stages = FEW if n_rows * n_kv * splits <= PROGRAMS else MANY
-    wide, exact = triton.next_power_of_2(max(width, 16)), q.dtype is torch.float32
+    wide, precision = triton.next_power_of_2(max(width, 16)), "ieee" if q.dtype is torch.float32 else "tf32"
     out = torch.empty((n_rows, n_heads, width), dtype=q.dtype, device=q.device)
     parts, totals = out, out
     if splits > 1:
@@ -159,7 +156,7 @@ def attend_paged(
         scale, softcap, window,
         GROUP=n_heads // n_kv, N_KV=n_kv, TURNED=0 if cos is None else cos.shape[1], WIDTH=width,
         WIDE=wide, BLOCK=block, TILE=tile, SPLITS=splits,
-        CAPPED=softcap > 0, WINDOWED=window > 0, EXACT=exact, num_warps=warps, num_stages=stages,
+        CAPPED=softcap > 0, WINDOWED=window > 0, PRECISION=precision, num_warps=warps, num_stages=stages,
     )  # fmt: skip
     if splits > 1:
         _merge_kernel[(n_rows * n_heads,)](
