@@ -37,7 +37,7 @@ static void score_tiles(
     float* found, float* scores, int64_t n_scores, int64_t at
 ) {
     const int64_t d = s.d_head;
-    const __m512i column = (__m512i)(vi{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} * QUERIES);
+    const __m512i column = (__m512i)(vi{0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15} * (int32_t)QUERIES);
     for (int64_t start = 0; start < span.n; start += LANES) {
         const int64_t n = span.n - start < LANES ? span.n - start : (int64_t)LANES;
         const uint16_t* keys = (const uint16_t*)span.keys + start * d;
