@@ -75,13 +75,13 @@ def test_the_kernel_is_attention(
     keys, values = memory.clone()
     places = torch.tensor(positions, device="cuda")
     angles = torch.outer(places.float(), 1e4 ** -torch.linspace(0, 1, turned // 2, device="cuda")) if turned else None
-    cos = sin = None
+    turn = None
     if angles is not None:
-        cos = torch.cat([angles.cos()] * 2, -1).to(dtype)
-        sin = torch.cat([-angles.sin(), angles.sin()], -1).to(dtype)
-    found = paged_kernel.attend_paged(q, k, v, cos, sin, keys, values, table, places, 0.2, softcap, window)
-    if cos is not None:
-        rotation = Rotation(cos[None, :, None], sin[None, :, None])
+        turn = torch.cat([angles.cos()] * 2, -1).to(dtype), torch.cat([-angles.sin(), angles.sin()], -1).to(dtype)
+    lying = paged_kernel.Lying(keys, values, table, places)
+    found = paged_kernel.attend_paged(q, k, v, lying, scale=0.2, softcap=softcap, window=window, rotation=turn)
+    if turn is not None:
+        rotation = Rotation(*(t[None, :, None] for t in turn))
         q, k = (rotate(t[None].float(), rotation)[0].to(dtype) for t in (q, k))
     for i, position in enumerate(positions):
         own = [t[table[i]].flatten(0, 1)[: position + 1].clone() for t in memory]

@@ -9,6 +9,8 @@ has to wait for a write. Import it only where there is Triton.
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 import torch
 import triton  # type: ignore[import-not-found,import-untyped,unused-ignore]
 import triton.language as tl  # type: ignore[import-not-found,import-untyped,unused-ignore]
@@ -118,27 +120,41 @@ SCHEMA = (
 )
 
 
-@torch.library.custom_op("alignlab::attend_paged", mutates_args=("keys", "values"), schema=SCHEMA)
+class Lying(NamedTuple):
+    """Where a layer's keys and values lie, and where each row is."""
+
+    keys: Float[Tensor, "block place kv_head d_head"]
+    values: Float[Tensor, "block place kv_head d_head"]
+    table: Int[Tensor, "row block"]
+    positions: Int[Tensor, " row"]
+
+
 def attend_paged(
     q: Float[Tensor, "row head d_head"],
     k: Float[Tensor, "row kv_head d_head"],
     v: Float[Tensor, "row kv_head d_head"],
-    cos: Float[Tensor, "row rotary_dim"] | None,
-    sin: Float[Tensor, "row rotary_dim"] | None,
-    keys: Float[Tensor, "block place kv_head d_head"],
-    values: Float[Tensor, "block place kv_head d_head"],
-    table: Int[Tensor, "row block"],
-    positions: Int[Tensor, " row"],
+    lying: Lying,
+    *,
     scale: float,
-    softcap: float,
-    window: int,
+    softcap: float = 0.0,
+    window: int = 0,
+    rotation: tuple[Float[Tensor, "row rotary_dim"], Float[Tensor, "row rotary_dim"]] | None = None,
 ) -> Float[Tensor, "row head d_head"]:
-    """Attention of each row's one new token, at `positions`, to itself and to all before it that its blocks hold.
+    """Attention of each row's one new token, at its position, to itself and to all before it that its blocks hold.
 
-    `k` and `v` are the new token's and are written to the cache. Where `cos` and `sin` (of a `Rotation`) are given, `q`
-    and `k` come unrotated. A `softcap` or `window` of 0 is none. In bfloat16 and float16 scores are summed in float32,
-    the pattern is rounded to the cache's type.
+    `k` and `v` are the new token's and are written to the cache. With a `rotation` (cosines and signed sines, as in
+    `rotary.Rotation`) `q` and `k` come unrotated. A `softcap` or `window` of 0 is none. In bfloat16 and float16 scores
+    are summed in float32, the pattern is rounded to the cache's type.
     """
+    cos, sin = (None, None) if rotation is None else rotation
+    found: Tensor = _attend_paged(q, k, v, cos, sin, *lying, scale, softcap, window)
+    return found
+
+
+@torch.library.custom_op("alignlab::attend_paged", mutates_args=("keys", "values"), schema=SCHEMA)
+def _attend_paged(  # type: ignore[no-untyped-def]
+    q, k, v, cos, sin, keys, values, table, positions, scale, softcap, window
+):
     n_rows, n_heads, width = q.shape
     n_kv, block = k.shape[1], keys.shape[1]
     splits = splits_for(n_rows, n_kv, table.shape[1] * block)
@@ -165,6 +181,6 @@ def attend_paged(
     return out
 
 
-@attend_paged.register_fake
+@_attend_paged.register_fake
 def _(q, k, v, cos, sin, keys, values, table, positions, scale, softcap, window):  # type: ignore[no-untyped-def]
     return q.new_empty(q.shape)
