@@ -127,5 +127,5 @@ def test_two_hundred_at_a_time_with_random_cancellation(make_lm: MakeLM) -> None
     assert sorted([*engine.pool.free, *engine.pool.idle]) == list(range(1, 81))
     # Everybody's turn comes once two levels of priority are waited for and those ranked before it, at most 200 at that
     # moment, have had theirs: a dozen or more run at a time, for a hundred steps at most, if they are not preempted.
-    assert max(map(max, waits.values())) < 2 * engine.ageing + 2000
+    assert max(map(max, waits.values())) < 2 * engine.options.ageing + 2000
     assert memory[-1] - memory[len(memory) // 3] < 32 * 1024  # kilobytes
