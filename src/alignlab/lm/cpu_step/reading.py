@@ -40,7 +40,7 @@ class Stepper:
         self, tokens: Int[Tensor, "batch pos"], cache: KVCache, segments: Int[Tensor, "batch pos"] | None = None
     ) -> Float[Tensor, "batch pos d_model"]:
         """As the model's, for tokens that continue `cache`."""
-        if self.compiled is not None and self.compiled.serves(cache):
+        if self.compiled is not None and self.compiled.serves(cache, tokens.numel()):
             return self.compiled.hidden_states(tokens, cache, segments)
         return self.model.hidden_states(tokens, cache=cache, segments=segments)
 

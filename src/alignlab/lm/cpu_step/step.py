@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from alignlab.lm.cache import KVCache, RaggedCache
 from alignlab.lm.cpu_step import structures
-from alignlab.lm.cpu_step.pack import FLOATS, Packer, packed_bytes
+from alignlab.lm.cpu_step.pack import Packer, packed_bytes
 from alignlab.lm.cpu_step.program import program
 from alignlab.lm.cpu_step.reading import Reading
 from alignlab.lm.cpu_step.supported import ACTIVATIONS, Weight, head_of, is_supported, linear_layers, norms, weight_of
@@ -24,6 +24,8 @@ from alignlab.lm.quant.layout import LANES
 SOURCE = Path(__file__).with_name("step.cpp")
 FEW_TOKENS = 3
 """Up to so many, codes are multiplied as they are; beyond, on a matrix unit, they are unpacked on the way."""
+MANY_TOKENS = 512
+"""Beyond so many in one pass, torch multiplies faster, except on the matrix unit."""
 TILE_ROWS = 32
 
 
@@ -57,9 +59,7 @@ class PackedModel:
             eps=config.norm_eps, scale=config.score_scale, softcap=config.attn_softcap or 0,
             multiplier=config.output_multiplier,
         )  # fmt: skip
-        kinds = {self.model.head.kind, *(getattr(layer, name).kind for layer in self.layers for name in ("q", "up"))}
         self.has_codes = any(isinstance(weight, QuantMatrix) for weight in [head, *weights])
-        self.has_floats = FLOATS in kinds
 
     def is_fresh(self) -> bool:
         """Whether no weight has been written to."""
@@ -128,8 +128,8 @@ class CpuStep:
 
     Weights of bfloat16 are multiplied on the processor's matrix unit where it has one (then activations are rounded to
     bfloat16 where they meet a weight, and sums are in float32), elsewhere and with codes of few bits in float32. Norms,
-    attention's softmax and the residual stream are in float32. In float32 a row's result is the same, bit for bit,
-    whatever stands beside it.
+    attention's softmax and the residual stream are in float32. In a float32 model a row's result is the same, bit for
+    bit, whatever stands beside it.
     """
 
     def __init__(self, model: GPTModel, packed: PackedModel, functions: Any) -> None:
@@ -142,8 +142,10 @@ class CpuStep:
         """Whether nothing happened since that needs torch's way."""
         return not self.model.taps and self.packed.is_fresh()
 
-    def serves(self, cache: KVCache | RaggedCache) -> bool:
-        """Whether the program can read on from `cache` now."""
+    def serves(self, cache: KVCache | RaggedCache, n_tokens: int = 1) -> bool:
+        """Whether the program can read on from `cache` now, and so many tokens fast."""
+        if n_tokens > MANY_TOKENS and not (self.packed.model.half and self.has_tiles):
+            return False
         fits = type(cache) is KVCache and cache.keys.is_contiguous() and cache.values.is_contiguous()
         return fits and self.is_fresh()
 
