@@ -21,7 +21,7 @@ import torch
 from alignlab.core.files import user_dir
 
 HEADERS = Path(__file__).parent
-COMPILERS = ("c++", "g++", "clang++")
+COMPILERS = ("g++", "c++", "clang++")
 FLAGS = ("-O3", "-march=native", "-std=c++17", "-fPIC", "-ffp-contract=fast")
 _TIMEOUT_S = 120
 
@@ -35,13 +35,12 @@ def program(source: Path) -> ctypes.CDLL | None:
 def _program(source: Path) -> ctypes.CDLL | None:
     if platform.system() not in ("Linux", "Darwin"):
         return None
-    compiler = next((found for name in COMPILERS if (found := shutil.which(name))), None)
-    if compiler is None:
-        return None
-    try:
-        return ctypes.CDLL(str(_library(compiler, source)))
-    except (OSError, subprocess.SubprocessError):
-        return None  # a compiler that cannot: the other ways give the same numbers
+    for compiler in filter(None, map(shutil.which, COMPILERS)):
+        try:
+            return ctypes.CDLL(str(_library(compiler, source)))
+        except (OSError, subprocess.SubprocessError):
+            continue  # one that cannot, or whose threads are not those of torch; without any, torch does it
+    return None
 
 
 def _library(compiler: str, source: Path) -> Path:

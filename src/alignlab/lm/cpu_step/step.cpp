@@ -248,6 +248,14 @@ struct Worker {
 
 extern "C" int64_t alignlab_step_memory(const Model* m, const Pass* p) { return Memory(*m, *p).bytes; }
 
+extern "C" int alignlab_step_threads() {
+#if defined(_OPENMP)
+    return 1;
+#else
+    return 0;
+#endif
+}
+
 extern "C" int alignlab_step_tiles() { return tiles_allowed(); }
 
 extern "C" void alignlab_step(const Model* m, const Pass* p) {

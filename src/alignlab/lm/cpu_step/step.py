@@ -104,7 +104,9 @@ def open_step(model: GPTModel) -> CpuStep | None:
     memory as they take; codes are read where they are.
     """
     functions = loaded()
-    if functions is None or torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or not is_supported(model):
+    if functions is None or not (functions.alignlab_step_threads() or torch.get_num_threads() == 1):
+        return None
+    if torch.is_grad_enabled() or torch.is_autocast_enabled("cpu") or not is_supported(model):
         return None
     held = _PACKED.get(model)
     found = sources(model)
