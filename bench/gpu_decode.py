@@ -12,26 +12,22 @@ from __future__ import annotations
 
 import argparse
 import time
-from typing import Any
 
 import tokenizers
 import torch
+from smollm2_shape import our_model, their_model
 from tokenizers import decoders, models, pre_tokenizers
 
 from alignlab.lm.bench_limits import measure_limits
 from alignlab.lm.bench_model import Setting, figures, needs, time_contenders
 from alignlab.lm.bench_peers import Contender, Room, engine, ours
-from alignlab.lm.config import GPTConfig
 from alignlab.lm.language_model import LanguageModel
-from alignlab.lm.model import GPTModel
 from alignlab.lm.tokenizer import SpecialTokens, Tokenizer
-
-SHAPE = {"vocab_size": 49152, "d_model": 576, "n_layers": 30, "n_heads": 9, "n_kv_heads": 3, "d_mlp": 1536}
 
 
 def language_model() -> LanguageModel:
     """Random weights of the shape, with a tokenizer of bytes."""
-    model = GPTModel(GPTConfig(n_ctx=2048, rope_theta=100_000.0, **SHAPE)).to("cuda", torch.bfloat16).eval()  # type: ignore[arg-type]
+    model = our_model().eval()
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
     core = tokenizers.Tokenizer(models.BPE({piece: i for i, piece in enumerate(["</s>", *alphabet])}, []))
     core.pre_tokenizer, core.decoder = pre_tokenizers.ByteLevel(add_prefix_space=False), decoders.ByteLevel()
@@ -40,18 +36,7 @@ def language_model() -> LanguageModel:
 
 def peer() -> Contender:
     """transformers' `generate` on the same shape, as one gets it by default."""
-    from transformers import LlamaConfig, LlamaForCausalLM
-
-    config = LlamaConfig(
-        vocab_size=SHAPE["vocab_size"],
-        hidden_size=SHAPE["d_model"],
-        num_hidden_layers=SHAPE["n_layers"],
-        num_attention_heads=SHAPE["n_heads"],
-        num_key_value_heads=SHAPE["n_kv_heads"],
-        intermediate_size=SHAPE["d_mlp"],
-        tie_word_embeddings=True,
-    )
-    model: Any = LlamaForCausalLM(config).to("cuda", torch.bfloat16).eval()
+    model = their_model().eval()
 
     @torch.no_grad()
     def generate(prompts: list[list[int]], new: int) -> None:

@@ -13,22 +13,20 @@ import time
 from itertools import pairwise
 
 import torch
+from smollm2_shape import our_model, their_model
 from torch import Tensor
 
 BATCH, LENGTH, RANK = 32, 512, 8
-SHAPE = {"vocab_size": 49152, "d_model": 576, "n_layers": 30, "n_heads": 9, "n_kv_heads": 3, "d_mlp": 1536}
 
 
 def ours(updates: int, compiled: bool) -> list[float]:
     """Seconds of each update of `Trainer`, from one request for a batch to the next."""
-    from alignlab.lm.config import GPTConfig
     from alignlab.lm.lora import ALL_LINEAR, LoraConfig, add_lora
-    from alignlab.lm.model import GPTModel
     from alignlab.train.config import TrainConfig
     from alignlab.train.language import language_model_loss
     from alignlab.train.trainer import Trainer
 
-    model = GPTModel(GPTConfig(n_ctx=2048, rope_theta=100_000.0, **SHAPE)).to("cuda", torch.bfloat16)  # type: ignore[arg-type]
+    model = our_model()
     add_lora(model, LoraConfig(rank=RANK, alpha=2.0 * RANK, targets=(ALL_LINEAR,)))
     moments: list[float] = []
 
@@ -44,19 +42,8 @@ def ours(updates: int, compiled: bool) -> list[float]:
 def peer(updates: int, compiled: bool) -> list[float]:
     """Seconds of each update of transformers + PEFT."""
     from peft import LoraConfig, get_peft_model
-    from transformers import LlamaConfig, LlamaForCausalLM
 
-    config = LlamaConfig(
-        vocab_size=SHAPE["vocab_size"],
-        hidden_size=SHAPE["d_model"],
-        num_hidden_layers=SHAPE["n_layers"],
-        num_attention_heads=SHAPE["n_heads"],
-        num_key_value_heads=SHAPE["n_kv_heads"],
-        intermediate_size=SHAPE["d_mlp"],
-        tie_word_embeddings=True,
-    )
-    base = LlamaForCausalLM(config).to("cuda", torch.bfloat16)
-    model = get_peft_model(base, LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear"))
+    model = get_peft_model(their_model(), LoraConfig(r=RANK, lora_alpha=2 * RANK, target_modules="all-linear"))
     optimizer = torch.optim.AdamW([p for p in model.parameters() if p.requires_grad], lr=1e-4, fused=True)
     seconds = []
     for i in range(updates):
