@@ -30,4 +30,5 @@ def their_model() -> Any:
         intermediate_size=SHAPE["d_mlp"],
         tie_word_embeddings=True,
     )
-    return LlamaForCausalLM(config).to("cuda", torch.bfloat16)
+    model: Any = LlamaForCausalLM(config)
+    return model.to("cuda", torch.bfloat16)

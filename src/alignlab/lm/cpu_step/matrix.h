@@ -13,6 +13,8 @@ struct Matrix {
     const void* offsets;
     const float* table;
     const float* bias;
+    const Matrix* a;  // of an adapter beside it, null: none; its outputs are the inputs of b
+    const Matrix* b;  // (n_out, a's outputs in whole blocks); PAIRS: twice, see Product::narrow
     int64_t n_out, n_in, group, scale_kind, kind;
 
     int64_t blocks() const { return (n_out + LANES - 1) / LANES; }

@@ -5,6 +5,7 @@
 #include "model.h"
 
 enum { ROWS_AT_ONCE = 128 };  // rows of activations that stay in the cache while weights pass by
+enum { PARTS_AT_ONCE = 3 };   // matrices that the same rows are multiplied by
 
 static inline int64_t up_to(int64_t n, int64_t unit) { return (n + unit - 1) / unit * unit; }
 
@@ -34,7 +35,7 @@ struct Memory {
     float *most, *sums;       // (thread, token): largest logit and sum of exponentials
     int64_t* place;           // (thread, token): where the largest logit is
     char* own;                // of each thread, in these parts:
-    int64_t n_panels, n_pieces, n_group_sums, n_scores, n_own, bytes;
+    int64_t n_panels, n_pieces, n_narrow, n_group_sums, n_scores, n_own, bytes;
 
     Memory(const Model& m, const Pass& p) {
         const int64_t tokens = up_to(p.batch * p.width, 32), d_q = m.n_heads * m.d_head;
@@ -58,10 +59,11 @@ struct Memory {
         place = (int64_t*)take(p.threads * tokens * 8);
         n_panels = widest * 32 + largest_of(widest * 32, GROUPS_AT_ONCE * 1024);
         n_pieces = 2 * ROWS_AT_ONCE * LANES * 4;
+        n_narrow = (2 * PARTS_AT_ONCE + 1) * ROWS_AT_ONCE * largest_of(m.rank, LANES) * 4;
         n_group_sums = ROWS_AT_ONCE * (widest / 8) * 4;
         n_scores = largest_of(4 * (2 * p.end + 128 + m.d_head) * 4 + d_q * 4, tile_attention_memory(p.end, m.d_head));
         // An odd number of lines, so that threads do not share cache sets.
-        n_own = up_to(n_panels + n_pieces + n_group_sums + n_scores, 4096) + 192;
+        n_own = up_to(n_panels + n_pieces + n_narrow + n_group_sums + n_scores, 4096) + 192;
         own = take(p.threads * n_own);
     }
 };

@@ -19,7 +19,9 @@ struct Model {
     Matrix head;
     Norm final;
     int64_t n_layers, d_model, n_heads, n_kv_heads, d_head, d_mlp, rotary_dim;
-    int64_t centred, activation, gated, parallel, half;  // half: weights, keys and values are bfloat16
+    int64_t centred, activation, gated, parallel;
+    int64_t half;  // weights, keys and values are bfloat16
+    int64_t rank;  // the widest of adapters, in whole blocks; 0: there are none
     float eps, scale, softcap, multiplier;
 };
 

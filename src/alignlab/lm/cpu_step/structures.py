@@ -14,7 +14,7 @@ def _fields(kind: type, names: str) -> list[tuple[str, type]]:
 class Matrix(ctypes.Structure):
     """A weight in blocks of sixteen outputs."""
 
-    _fields_ = _fields(_POINTER, "data scales offsets table bias") + _fields(_WHOLE, "n_out n_in group scale_kind kind")
+    _fields_ = _fields(_POINTER, "data scales offsets table bias a b") + _fields(_WHOLE, "n_out n_in group scale_kind kind")
 
 
 class Norm(ctypes.Structure):
@@ -41,7 +41,7 @@ class Model(ctypes.Structure):
         ("head", Matrix),
         ("final", Norm),
         *_fields(_WHOLE, "n_layers d_model n_heads n_kv_heads d_head d_mlp rotary_dim"),
-        *_fields(_WHOLE, "centred activation gated parallel half"),
+        *_fields(_WHOLE, "centred activation gated parallel half rank"),
         *_fields(_REAL, "eps scale softcap multiplier"),
     ]
 

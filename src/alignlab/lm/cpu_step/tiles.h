@@ -38,16 +38,18 @@ static inline void ask_ahead(const char* at) {
     for (int i = 0; i < 16; ++i) _mm_prefetch(at + AHEAD + 64 * i, _MM_HINT_T0);
 }
 
-// One or two tiles of rows against one or two panels of weights.
-template <bool TWO_ROWS, bool TWO_PANELS>
+// One or two tiles of rows against one or two panels of weights; to what y holds already, or in its place.
+template <bool TWO_ROWS, bool TWO_PANELS, bool ADD>
 static void tile_product(
     const uint16_t* x, int64_t n_x, const char* w0, const char* w1, int64_t steps, float* y0, float* y1, int64_t n_y,
     bool first
 ) {
     settle_memory(x);
-    _tile_zero(0);
+    if (ADD) _tile_loadd(0, y0, n_y * 4);
+    else _tile_zero(0);
+    if (ADD && TWO_ROWS) _tile_loadd(2, y0 + 16 * n_y, n_y * 4);
+    else if (TWO_ROWS) _tile_zero(2);
     if (TWO_PANELS) _tile_zero(1);
-    if (TWO_ROWS) _tile_zero(2);
     if (TWO_ROWS && TWO_PANELS) _tile_zero(3);
     for (int64_t k = 0; k < steps; ++k) {
         if (first) ask_ahead(w0 + k * 1024);
@@ -118,13 +120,24 @@ static void rows_times_panels(
 ) {
     int64_t m = 0;
     for (; m + 16 < rows; m += 32) {
-        if (w1) tile_product<true, true>(x + m * n_x, n_x, w0, w1, steps, y0 + m * n_y, y1 + m * n_y, n_y, !m);
-        else tile_product<true, false>(x + m * n_x, n_x, w0, w0, steps, y0 + m * n_y, y0 + m * n_y, n_y, !m);
+        if (w1) tile_product<true, true, false>(x + m * n_x, n_x, w0, w1, steps, y0 + m * n_y, y1 + m * n_y, n_y, !m);
+        else tile_product<true, false, false>(x + m * n_x, n_x, w0, w0, steps, y0 + m * n_y, y0 + m * n_y, n_y, !m);
     }
     if (m < rows) {
-        if (w1) tile_product<false, true>(x + m * n_x, n_x, w0, w1, steps, y0 + m * n_y, y1 + m * n_y, n_y, !m);
-        else tile_product<false, false>(x + m * n_x, n_x, w0, w0, steps, y0 + m * n_y, y0 + m * n_y, n_y, !m);
+        if (w1) tile_product<false, true, false>(x + m * n_x, n_x, w0, w1, steps, y0 + m * n_y, y1 + m * n_y, n_y, !m);
+        else tile_product<false, false, false>(x + m * n_x, n_x, w0, w0, steps, y0 + m * n_y, y0 + m * n_y, n_y, !m);
     }
+}
+
+// Adds every row's product with one panel.
+static void add_rows_times_panel(
+    const uint16_t* x, int64_t n_x, int64_t rows, const char* w, int64_t steps, float* y, int64_t n_y
+) {
+    int64_t m = 0;
+    for (; m + 16 < rows; m += 32)
+        tile_product<true, false, true>(x + m * n_x, n_x, w, w, steps, y + m * n_y, y + m * n_y, n_y, false);
+    if (m < rows)
+        tile_product<false, false, true>(x + m * n_x, n_x, w, w, steps, y + m * n_y, y + m * n_y, n_y, false);
 }
 #else
 #define HAS_TILES 0
@@ -135,4 +148,5 @@ static const char* panel_of(const Matrix&, int64_t, char*) { return nullptr; }
 static void rows_times_panels(
     const uint16_t*, int64_t, int64_t, const char*, const char*, int64_t, float*, float*, int64_t
 ) {}
+static void add_rows_times_panel(const uint16_t*, int64_t, int64_t, const char*, int64_t, float*, int64_t) {}
 #endif

@@ -13,8 +13,7 @@ void Worker::unembed() {
         for (int64_t row = 0; row < tokens; row += ROWS_AT_ONCE) {
             const int64_t rows = tokens - row < ROWS_AT_ONCE ? tokens - row : ROWS_AT_ONCE;
             Product product = {share, &m.head, 1, at.read, row, rows};
-            int64_t made = 0;
-            product.range(block, end, p.logits + row * n_y, n_y, made);
+            product.range(block, end, p.logits + row * n_y, n_y);
         }
         for (int64_t row = 0; row < tokens; ++row) {
             float* y = p.logits + row * n_y + block * LANES;
