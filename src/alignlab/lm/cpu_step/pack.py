@@ -68,8 +68,10 @@ class Packer:
             packed.copy_(rows.view(len(packed), LANES, -1).transpose(1, 2))
         else:
             pairs = weight.shape[1] // 2
-            packed[:, pairs:] = 0
-            packed[:, :pairs] = rows.view(len(packed), LANES, pairs, 2).transpose(1, 2)
+            # A pair is moved as one number.
+            whole = packed.view(torch.int32).squeeze(-1)
+            whole[:, pairs:] = 0
+            whole[:, :pairs] = rows.contiguous().view(torch.int32).view(len(packed), LANES, pairs).transpose(1, 2)
         made.data = packed.data_ptr()
         return made
 

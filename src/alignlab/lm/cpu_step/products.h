@@ -81,8 +81,8 @@ struct Product {
         rows_times_codes(w, b, x.half + row * x.stride, x.stride, rows, sums, share.panels, part, y, n_y);
     }
 
-    // An adapter's a x of the rows in hand, made once. On the matrix unit each number takes two of bfloat16, the rounded
-    // one and what it lacks, in two halves of a row that meet the same b: as good as float32.
+    // An adapter's a x of the rows in hand, made once. On the matrix unit each number takes two of bfloat16, itself
+    // rounded and what it then lacks, in two halves of a row that meet the same b: as good as float32.
     const char* narrow(const Matrix& w) {
         int i = 0;
         while (i < n_narrow && narrow_of[i] != w.a) ++i;

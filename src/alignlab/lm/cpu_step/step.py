@@ -13,10 +13,20 @@ from torch import Tensor, nn
 
 from alignlab.lm.cache import KVCache, RaggedCache
 from alignlab.lm.cpu_step import structures
+from alignlab.lm.cpu_step.adapters import Adapter, PackedAdapters, Place, states
 from alignlab.lm.cpu_step.pack import Packer, packed_bytes
 from alignlab.lm.cpu_step.program import program
 from alignlab.lm.cpu_step.reading import Reading
-from alignlab.lm.cpu_step.supported import ACTIVATIONS, Weight, head_of, is_supported, linear_layers, norms, weight_of
+from alignlab.lm.cpu_step.supported import (
+    ACTIVATIONS,
+    Weight,
+    adapters_in,
+    head_of,
+    is_supported,
+    linear_layers,
+    norms,
+    weight_of,
+)
 from alignlab.lm.model import GPTModel
 from alignlab.lm.quant.layers import QuantMatrix
 from alignlab.lm.quant.layout import LANES
@@ -37,10 +47,9 @@ class PackedModel:
         self.state = states(self.sources)
         config = model.config
         head = head_of(model)
-        assert head is not None
         blocks = [(linear_layers(block), norms(block)) for block in model.blocks]  # type: ignore[arg-type]
         weights = [weight_of(layer) for linear, _ in blocks for layer in linear.values() if layer is not None]
-        self.packer = Packer(sum(packed_bytes(weight) for weight in [head, *weights] if weight is not None))
+        self.packer = Packer(sum(packed_bytes(weight) for weight in [head, *weights]))
         self.layers = (structures.Layer * config.n_layers)()
         for i, (layer, (linear, norm)) in enumerate(zip(self.layers, blocks, strict=True)):
             for name, part in linear.items():
@@ -60,20 +69,27 @@ class PackedModel:
             multiplier=config.output_multiplier,
         )  # fmt: skip
         self.has_codes = any(isinstance(weight, QuantMatrix) for weight in [head, *weights])
+        self.adapters: PackedAdapters | None = None
 
     def is_fresh(self) -> bool:
         """Whether no weight has been written to."""
         return states(self.sources) == self.state
+
+    def with_adapters(self, adapters: dict[Place, list[Adapter]]) -> PackedAdapters:
+        """The model with these beside its weights; kept until others are wanted, or they change."""
+        if self.adapters is None or not self.adapters.are(adapters):
+            self.adapters = PackedAdapters(self.model, self.layers, adapters)
+        return self.adapters
 
 
 def sources(model: GPTModel) -> list[Tensor]:
     """Every tensor that a `PackedModel` copies or points into."""
     found: list[Tensor] = []
 
-    def add(weight: Weight | None) -> None:
+    def add(weight: Weight) -> None:
         if isinstance(weight, QuantMatrix):
             found.extend(buffer for buffer in weight.buffers() if buffer is not None)
-        elif weight is not None:
+        else:
             found.append(weight)
 
     add(head_of(model))
@@ -81,17 +97,13 @@ def sources(model: GPTModel) -> list[Tensor]:
         for layer in linear_layers(block).values():  # type: ignore[arg-type]
             if layer is not None:
                 add(weight_of(layer))
-                add(layer.bias)  # type: ignore[arg-type]
+                if layer.bias is not None:
+                    add(layer.bias)  # type: ignore[arg-type]
         for norm in norms(block).values():  # type: ignore[arg-type]
             if norm is not None:
                 found.extend(norm.parameters())
     found.extend(model.final_norm.parameters())
     return found
-
-
-def states(tensors: list[Tensor]) -> list[tuple[int, int]]:
-    """What changes when a tensor is written to or gets other memory."""
-    return [(0 if tensor.is_inference() else tensor._version, tensor.data_ptr()) for tensor in tensors]
 
 
 _PACKED: WeakKeyDictionary[nn.Module, PackedModel] = WeakKeyDictionary()
@@ -101,7 +113,7 @@ def open_step(model: GPTModel) -> CpuStep | None:
     """A `CpuStep` for `model`, or None where the program does not serve it; weights are packed once and kept.
 
     They are packed again once one of them has been written to. Beside bfloat16 and float32 weights that costs as much
-    memory as they take; codes are read where they are.
+    memory as they take; codes are read where they are. Adapters are packed apart: training them leaves the rest as is.
     """
     functions = loaded()
     if functions is None or not (functions.alignlab_step_threads() or torch.get_num_threads() == 1):
@@ -112,7 +124,7 @@ def open_step(model: GPTModel) -> CpuStep | None:
     found = sources(model)
     if held is None or [id(t) for t in found] != [id(t) for t in held.sources] or not held.is_fresh():
         held = _PACKED[model] = PackedModel(model)
-    return CpuStep(model, held, functions)
+    return CpuStep(model, held, held.with_adapters(adapters_in(model)), functions)
 
 
 def loaded() -> Any | None:
@@ -134,15 +146,15 @@ class CpuStep:
     bit, whatever stands beside it.
     """
 
-    def __init__(self, model: GPTModel, packed: PackedModel, functions: Any) -> None:
-        self.model, self.packed, self.functions = model, packed, functions
+    def __init__(self, model: GPTModel, packed: PackedModel, adapters: PackedAdapters, functions: Any) -> None:
+        self.model, self.packed, self.adapters, self.functions = model, packed, adapters, functions
         self.has_tiles = bool(functions.alignlab_step_tiles())
         self.scratch = torch.empty(0, dtype=torch.uint8)
         self.logits = torch.empty(0)
 
     def is_fresh(self) -> bool:
         """Whether nothing happened since that needs torch's way."""
-        return not self.model.taps and self.packed.is_fresh()
+        return not self.model.taps and self.packed.is_fresh() and self.adapters.is_fresh()
 
     def serves(self, cache: KVCache | RaggedCache, n_tokens: int = 1) -> bool:
         """Whether the program can read on from `cache` now, and so many tokens fast."""
@@ -215,7 +227,7 @@ class CpuStep:
 
     def go(self, function: Any, passed: structures.Pass, wanted: tuple[Tensor, Tensor, Tensor] | None) -> None:
         """Call the program with the memory that it needs."""
-        packed, n = self.packed.model, passed.batch * passed.width
+        packed, n = self.adapters.model, passed.batch * passed.width
         few = self.packed.has_codes and n <= FEW_TOKENS
         passed.tiles = bool(packed.half and self.has_tiles and not few)
         passed.threads = torch.get_num_threads()

@@ -14,7 +14,10 @@ def _fields(kind: type, names: str) -> list[tuple[str, type]]:
 class Matrix(ctypes.Structure):
     """A weight in blocks of sixteen outputs."""
 
-    _fields_ = _fields(_POINTER, "data scales offsets table bias a b") + _fields(_WHOLE, "n_out n_in group scale_kind kind")
+    _fields_ = [
+        *_fields(_POINTER, "data scales offsets table bias a b"),
+        *_fields(_WHOLE, "n_out n_in group scale_kind kind"),
+    ]
 
 
 class Norm(ctypes.Structure):

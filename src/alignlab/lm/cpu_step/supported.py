@@ -10,10 +10,12 @@ from torch import Tensor, nn
 from alignlab.lm.attention import MultiHeadAttention
 from alignlab.lm.block import MLP, TransformerBlock
 from alignlab.lm.config import GPTConfig
+from alignlab.lm.cpu_step.adapters import Adapter, Place, adapters_of, can_be_added
 from alignlab.lm.cpu_step.pack import SCALES
 from alignlab.lm.lora import LoRALinear
 from alignlab.lm.model import GPTModel
 from alignlab.lm.norm import NormLayer
+from alignlab.lm.quant.adapted import AdaptedLinear
 from alignlab.lm.quant.layers import QuantEmbedding, QuantLinear, QuantMatrix
 from alignlab.lm.quant.layout import LANES
 
@@ -44,6 +46,8 @@ def parts(model: GPTModel) -> Iterator[nn.Module]:
         for module in (*linear_layers(block).values(), *norms(block).values()):
             if module is not None:
                 yield module
+            if isinstance(module, LoRALinear):
+                yield module.base
 
 
 def linear_layers(block: TransformerBlock) -> dict[str, nn.Module | None]:
@@ -65,35 +69,45 @@ def norms(block: TransformerBlock) -> dict[str, NormLayer | None]:
     }
 
 
-KNOWN = (nn.Linear, QuantLinear, LoRALinear, NormLayer, TransformerBlock, MultiHeadAttention, MLP)
+KNOWN = (nn.Linear, QuantLinear, AdaptedLinear, LoRALinear, NormLayer, TransformerBlock, MultiHeadAttention, MLP)
 
 
-def weight_of(layer: nn.Module) -> Weight | None:
-    """What a linear layer multiplies by, or None where that is more than one matrix."""
-    if isinstance(layer, QuantLinear | QuantEmbedding):
+def weight_of(layer: nn.Module) -> Weight:
+    """What a linear layer multiplies by, apart from adapters beside it."""
+    if isinstance(layer, QuantLinear | QuantEmbedding | AdaptedLinear):
         return layer.matrix
     if isinstance(layer, LoRALinear):
         if layer.unmerged is not None:
             return layer.base.weight if layer.enabled else layer.unmerged
-        return None if layer.enabled else weight_of(layer.base)
+        return weight_of(layer.base)
     weight = layer.weight
     assert isinstance(weight, Tensor)
     return weight
 
 
-def head_of(model: GPTModel) -> Weight | None:
+def head_of(model: GPTModel) -> Weight:
     """The unembedding matrix."""
     return weight_of(model.embed if model.head is None else model.head)
 
 
-def can_be_packed(weight: Weight | None, dtype: torch.dtype) -> bool:
+def adapters_in(model: GPTModel) -> dict[Place, list[Adapter]]:
+    """The adapters that act in the blocks."""
+    found = {
+        Place(i, name): adapters_of(layer)
+        for i, block in enumerate(model.blocks)
+        for name, layer in linear_layers(block).items()  # type: ignore[arg-type]
+    }
+    return {place: some for place, some in found.items() if some}
+
+
+def can_be_packed(weight: Weight, dtype: torch.dtype) -> bool:
     """Whether the program multiplies by `weight` in a model of type `dtype`."""
     if isinstance(weight, QuantMatrix):
         per_word = 32 // weight.bits
         known = weight.scales.dtype in SCALES and weight.group_size % per_word == 0 and weight.in_features % LANES == 0
         return known and weight.codes.device.type == "cpu" and weight.dtype is dtype
     plain = type(weight) in (Tensor, nn.Parameter)
-    return plain and weight is not None and weight.dtype is dtype and weight.device.type == "cpu"
+    return plain and weight.dtype is dtype and weight.device.type == "cpu"
 
 
 def is_supported(model: GPTModel) -> bool:
@@ -106,6 +120,8 @@ def is_supported(model: GPTModel) -> bool:
     for part in parts(model):
         if type(part) not in KNOWN or part._forward_hooks or part._forward_pre_hooks:
             return False
+    if adapters_of(model.head) or not all(map(can_be_added, adapters_in(model).values())):
+        return False
     layers = [layer for block in model.blocks for layer in linear_layers(block).values() if layer is not None]  # type: ignore[arg-type]
     weights = [head_of(model), *(weight_of(layer) for layer in layers)]
     return all(can_be_packed(weight, dtype) for weight in weights)
