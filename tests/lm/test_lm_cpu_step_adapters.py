@@ -157,6 +157,22 @@ def test_small_updates_are_not_rounded_away() -> None:
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("rows", [1, 33])
+def test_what_lies_between_the_small_matrices_is_not_rounded(rows: int) -> None:
+    model = adapted(dtype=torch.bfloat16, rank=2, targets=("down",))
+    for layer in lora_layers(model).values():  # two large numbers whose difference matters
+        half = layer.in_features // 2
+        layer.lora_A[:, :half] = torch.randn(half, generator=torch.Generator().manual_seed(1)).bfloat16() * 64
+        layer.lora_A[0, half:] = 0
+        layer.lora_A[1, half:] = 0.25
+        layer.lora_B[:, 1] = layer.lora_B[:, 0].bfloat16()
+        layer.lora_B[:, 0] = -layer.lora_B[:, 1]
+    exact = reads(in_float32(model), None, rows)
+    torchs, ours = (max(gap(reads(model, step, rows), exact)) for step in (None, opened(model)))
+    assert ours < 0.03 * largest(exact) < torchs
+
+
+@torch.no_grad()
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("targets", [("q",), ("v", "down"), ("blocks.1.mlp.gate", "blocks.0.attn.k"), ("o", "up")])
 def test_some_layers_only(targets: tuple[str, ...], dtype: torch.dtype) -> None:
