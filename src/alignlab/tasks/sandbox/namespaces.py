@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import socket
 from collections.abc import Sequence
 
 from alignlab.tasks.sandbox.syscalls import (
@@ -125,7 +126,9 @@ def build_root(mount_point: str, visible: Sequence[str], disk_bytes: int, uid: i
     os.mkdir(mount_point + SCRATCH)
     options = f"mode=700,size={disk_bytes},nr_inodes={INODES},uid={uid},gid={gid}"
     mount("tmpfs", mount_point + SCRATCH, "tmpfs", MS_NOSUID | MS_NODEV, options)
-    os.symlink(SCRATCH, mount_point + "/tmp")
+    if not os.path.lexists(mount_point + "/tmp"):  # there is one when a visible path lies in it
+        os.symlink(SCRATCH, mount_point + "/tmp")
+    socket.sethostname("sandbox")  # of our own namespace; the machine keeps its name
     pivot_root(mount_point)
     mount_attributes("/", ATTR_RDONLY | ATTR_NOSUID | ATTR_NODEV, recursive=False)
 

@@ -25,7 +25,7 @@ PATIENCE = 20.0
 """Seconds beyond the limit after which the launcher itself is taken to hang."""
 
 ENVIRONMENT = {"PATH": "/usr/local/bin:/usr/bin:/bin", "LANG": "C.UTF-8", "OMP_NUM_THREADS": "1"}
-OUT_OF_MEMORY = ("MemoryError", "heap out of memory", "annot allocate memory", "virtual memory exhausted", "bad_alloc")
+OUT_OF_MEMORY = ("MemoryError", "heap out of memory", "annot allocate", "virtual memory exhausted", "bad_alloc")
 
 # Stand-ins for the packages above the launcher: their own __init__ would load what an evaluation needs.
 BOOT = """
@@ -139,7 +139,7 @@ def _judged(outcome: dict[str, Any], program: Program, limits: Limits, n_command
         seconds=outcome.get("seconds", 0.0),
         cpu_seconds=outcome.get("cpu", 0.0),
         peak_mib=outcome.get("peak", 0) / MIB,
-        isolation=how,
+        isolation="none" if verdict == "refused" else how,
     )
 
 
