@@ -6,6 +6,7 @@ import gzip
 import itertools
 import json
 import os
+import re
 from fractions import Fraction
 from pathlib import Path
 
@@ -294,3 +295,14 @@ def test_all_canonical_solutions_of_humaneval_pass() -> None:
     assert not wrong
     empty = [Completion("    pass\n", (1,), (0.0,), "stop") for _ in samples[:20]]
     assert sum(score.value or 0.0 for score in CodeScorer().score_batch(samples[:20], empty)) == 0.0
+
+
+def test_the_page_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (Path(__file__).parents[2] / "docs" / "sandbox.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"^```python\n(.*?)^```$", text, re.MULTILINE | re.DOTALL)
+    assert len(blocks) == 2
+    monkeypatch.chdir(tmp_path)
+    names: dict[str, object] = {"__name__": "sandbox_page"}
+    for number, block in enumerate(blocks, start=1):
+        exec(compile(block, f"docs/sandbox.md, block {number}", "exec"), names)
+    assert (tmp_path / "logs" / "doubling" / "summary.json").exists()

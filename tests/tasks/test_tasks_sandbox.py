@@ -216,6 +216,34 @@ def test_a_plain_user_gets_the_same_sandbox(tmp_path: Path) -> None:
     assert done.returncode == 0, done.stderr
 
 
+NO_USER_NAMESPACES = """
+import platform
+from alignlab.tasks.sandbox import Limits, Program, run_program, syscalls
+from alignlab.tasks.sandbox.seccomp import AUDIT_ARCH, FORBIDDEN, _argument, _deny, _op, _when
+number = FORBIDDEN["unshare"][list(AUDIT_ARCH).index(platform.machine())]
+allow = _op(0x06, 0x7FFF0000)
+body = [_argument(0), _op(0x45, syscalls.NEWUSER, 0, 1), _deny(28), allow]
+syscalls.prctl(syscalls.PR_SET_NO_NEW_PRIVS, 1)
+syscalls.install_filter(b"".join([_op(0x20, 0), *_when(number, *body), allow]))
+result = run_program(Program("import os; print(os.getuid() > 60000, os.listdir(), os.path.exists('/proc'))"))
+assert (result.verdict, result.stdout) == ("passed", "True ['.stdin', 'main.py'] False\\n"), result
+bomb = run_program(Program("import os\\nwhile True: os.fork()"), Limits(seconds=2, processes=8, memory_mib=128))
+assert bomb.verdict in ("failed", "timeout", "memory"), bomb
+"""
+
+
+@isolated
+def test_root_needs_no_user_namespaces() -> None:
+    if os.geteuid() != 0:
+        pytest.skip("a plain user cannot do without them")
+    arguments = [sys.executable, "-c", NO_USER_NAMESPACES]
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=60)
+    if "(unshare(" in done.stderr:
+        pytest.skip("this root may not make namespaces of its own")
+    assert done.returncode == 0, done.stderr
+
+
 def test_the_launcher_loads_nothing_but_the_standard_library() -> None:
     from alignlab.tasks.sandbox.run import BOOT
 
@@ -309,6 +337,7 @@ def test_an_outcome_without_a_status_is_never_a_pass() -> None:
         (lambda: Limits(memory_mib=1), "memory_mib"),
         (lambda: Limits(processes=1), "processes"),
         (lambda: Program("", files={"../x": ""}), "plain file name"),
+        (lambda: Program("", files={".stdin": ""}), "plain file name"),
         (lambda: Program("", read_only=(Path("/"),)), "existing directories other than /"),
         (lambda: Program("", read_only=(Path("/nowhere"),)), "existing directories other than /"),
         (lambda: run_programs([], workers=-1), "workers"),

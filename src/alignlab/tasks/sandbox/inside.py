@@ -36,16 +36,16 @@ def live(
     """Be the first process of the sandbox and end with the last command. `identity` None: without namespaces."""
     try:
         _isolate(job, identity)
-        _write_files(job)
     except (OSError, ValueError, KeyError) as error:
         report.say(refused=str(error))
         os._exit(1)
-    report.say(ready=True)
     try:
+        _write_files(job)
+        report.say(ready=True)
         for number, command in enumerate(job["commands"]):
             if not _run(number, command, job, streams, report):
                 break
-    except OSError as error:  # the fork limit, where the machine had none left
+    except OSError as error:  # no process or no space left, before the program had any
         report.say(broken=str(error))
     os._exit(0)
 

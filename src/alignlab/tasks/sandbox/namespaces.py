@@ -46,7 +46,9 @@ def enter() -> tuple[int, int]:
         return _enter_as_user()
     try:
         return _enter_as_root()
-    except PermissionError:
+    except OSError as error:
+        if error.errno is None:  # ours: the namespaces are left already
+            raise
         # Without user namespaces root can still make the others.
         unshare(OTHERS, "pid, net, ipc, uts")
         identity = _own_identity()

@@ -68,7 +68,7 @@ class Program:
     def __post_init__(self) -> None:
         object.__setattr__(self, "read_only", tuple(Path(path).resolve() for path in self.read_only))
         for name in self.files:
-            if not name or "/" in name or name in (".", "..") or "\0" in name:
+            if not name or "/" in name or name in (".", "..", ".stdin") or "\0" in name:
                 raise ConfigError(f"files has the name {name!r}, allowed: a plain file name without directories")
         for path in self.read_only:
             if not path.is_dir() or path == Path("/"):
