@@ -48,7 +48,7 @@ def reference(text: str, model: SentenceModel) -> list[str]:
     return punkt.PunktSentenceTokenizer(parameters).tokenize(text)
 
 
-@settings(max_examples=600)
+@settings(max_examples=300)
 @given(TEXTS, st.sampled_from([BUILT_IN, FULL]))
 @example("Fine.  (Really.) He said \"no.\" Then 'yes!' and left... The end.", FULL)
 @example("...\n.", FULL)
@@ -57,7 +57,7 @@ def test_sentences_equal_those_of_nltk(text: str, model: SentenceModel) -> None:
     assert split_sentences(text, model) == reference(text, model)
 
 
-@settings(max_examples=600)
+@settings(max_examples=300)
 @given(TEXTS)
 @example("'Tis NASA's and I can't, wanna go? (U.S.) \"Gimme.\" more'n 'twas")
 def test_tokens_equal_those_of_nltk(text: str) -> None:
