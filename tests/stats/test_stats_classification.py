@@ -7,8 +7,9 @@ import pytest
 from sklearn.metrics import cohen_kappa_score
 
 from alignlab.core.errors import ConfigError, DataError
-from alignlab.stats.classification import classify, cohen_kappa, corrected_prevalence, rogan_gladen
+from alignlab.stats.classification import classify, cohen_kappa, rogan_gladen
 from alignlab.stats.interval import wilson
+from alignlab.stats.judge_correction import corrected_prevalence
 
 
 def test_hand_worked_table() -> None:

@@ -1,4 +1,4 @@
-"""How good is a judge or classifier, and what is the true rate behind its verdicts?"""
+"""How good is a judge or classifier on labelled items?"""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from numpy.typing import ArrayLike
 
 from alignlab.core.errors import DataError
 from alignlab.stats.interval import Interval, wilson
-from alignlab.stats.validation import FloatArray, as_values, check_confidence, check_resamples
+from alignlab.stats.validation import FloatArray, as_binary
 
 
 @dataclass(frozen=True)
@@ -92,57 +92,8 @@ def rogan_gladen(positive_rate: float, sensitivity: float, specificity: float) -
     return min(1.0, max(0.0, (positive_rate + specificity - 1) / youden))
 
 
-def corrected_prevalence(
-    predicted: ArrayLike,
-    labelled_truth: ArrayLike,
-    labelled_predicted: ArrayLike,
-    *,
-    n_resamples: int = 10_000,
-    confidence: float = 0.95,
-    seed: int = 0,
-) -> Interval:
-    """Rogan-Gladen rate of truly positive items with an interval that carries the judge's own uncertainty.
-
-    predicted: (n,) 0/1 verdicts on the items of interest; labelled_*: (m,) truth and verdicts on a labelled set. Each
-    resample redraws the three counts (positives, true positives, true negatives) and corrects again. The counts are
-    drawn around rates with half a success and half a failure added (Jeffreys), so that a judge without an error on 20
-    labelled items is not taken for a perfect one. A resample in which the judge is no better than chance says nothing:
-    it counts as 0 for the lower and 1 for the upper limit. n of the result counts `predicted`.
-    """
-    check_confidence(confidence)
-    check_resamples(n_resamples)
-    called = _binary(as_values(predicted, "predicted"), "predicted")
-    quality = classify(labelled_truth, labelled_predicted)
-    if quality.sensitivity is None or quality.specificity is None:
-        raise DataError("the labelled set must hold both positive and negative items to correct a judge's rate")
-    estimate = rogan_gladen(float(called.mean()), quality.sensitivity.estimate, quality.specificity.estimate)
-    rng = np.random.default_rng(seed)
-
-    def redraw(successes: int, n: int) -> FloatArray:
-        return rng.binomial(n, (successes + 0.5) / (n + 1), size=n_resamples) / n
-
-    rate = redraw(int(called.sum()), called.size)
-    sensitivity = redraw(quality.true_positive, quality.sensitivity.n)
-    specificity = redraw(quality.true_negative, quality.specificity.n)
-    youden = sensitivity + specificity - 1
-    useful = youden > 1e-12
-    corrected = np.clip((rate + specificity - 1) / np.where(useful, youden, 1.0), 0.0, 1.0)
-    low = np.quantile(np.where(useful, corrected, 0.0), 0.5 - confidence / 2)
-    high = np.quantile(np.where(useful, corrected, 1.0), 0.5 + confidence / 2)
-    low, high = min(float(low), estimate), max(float(high), estimate)
-    return Interval(estimate, low, high, called.size, confidence, "rogan-gladen bootstrap")
-
-
-def _binary(values: FloatArray, name: str) -> FloatArray:
-    wrong = ~np.isin(values, (0.0, 1.0))
-    if wrong.any():
-        first = int(np.argmax(wrong))
-        raise DataError(f"{name}[{first}] is {values[first]:g}; verdicts must be 0 or 1")
-    return values
-
-
 def _binary_pair(truth: ArrayLike, predicted: ArrayLike) -> tuple[FloatArray, FloatArray]:
-    a, b = as_values(truth, "truth"), as_values(predicted, "predicted")
+    a, b = as_binary(truth, "truth"), as_binary(predicted, "predicted")
     if a.size != b.size:
         raise DataError(f"truth has {a.size} items and predicted has {b.size}; they must be the same items")
-    return _binary(a, "truth"), _binary(b, "predicted")
+    return a, b

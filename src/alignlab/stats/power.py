@@ -41,11 +41,15 @@ def paired_power(effect: float, sd: float, n: int, alpha: float = 0.05) -> float
     _check(sd, alpha)
     if n < 2:
         raise ConfigError(f"n is {n!r}, allowed: an integer of at least 2")
-    shift = abs(effect) * math.sqrt(n) / sd
-    critical = float(student_t.ppf(1 - alpha / 2, n - 1))
-    # |Z + shift| > critical * S with S^2 ~ chi^2_{n-1} / (n - 1): average the normal tails over the quantiles of S.
+    return t_power(abs(effect) * math.sqrt(n) / sd, n - 1, alpha)
+
+
+def t_power(shift: float, df: float, alpha: float = 0.05) -> float:
+    """Probability that |T| exceeds its two-sided `alpha` limit; T noncentral t, `df` > 0, noncentrality `shift`."""
+    critical = float(student_t.ppf(1 - alpha / 2, df))
+    # |Z + shift| > critical * S with S^2 ~ chi^2_df / df: average the normal tails over the quantiles of S.
     # Library routines for the noncentral t return NaN in the far tail, which a root search does reach.
-    spread = np.sqrt(gammaincinv((n - 1) / 2, _LEVELS) * 2 / (n - 1))
+    spread = np.sqrt(gammaincinv(df / 2, _LEVELS) * 2 / df)
     tails = ndtr(shift - critical * spread) + ndtr(-shift - critical * spread)
     return float(_WEIGHTS @ tails)
 

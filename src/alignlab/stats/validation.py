@@ -38,6 +38,36 @@ def as_pair(a: ArrayLike, b: ArrayLike) -> tuple[FloatArray, FloatArray]:
     return first, second
 
 
+def as_binary(x: ArrayLike, name: str) -> FloatArray:
+    """0/1 (or bool) values as float64, (n,), n >= 1; DataError naming the first value that is something else."""
+    values = as_values(x, name)
+    wrong = ~np.isin(values, (0.0, 1.0))
+    if wrong.any():
+        first = int(np.argmax(wrong))
+        raise DataError(f"{name}[{first}] is {values[first]:g}; verdicts must be 0 or 1")
+    return values
+
+
+def as_probabilities(x: ArrayLike, name: str) -> FloatArray:
+    """Values between 0 and 1 as float64, (n,), n >= 1; DataError naming the first value outside."""
+    values = as_values(x, name)
+    outside = (values < 0) | (values > 1)
+    if outside.any():
+        first = int(np.argmax(outside))
+        raise DataError(f"{name}[{first}] is {values[first]:g}; a probability lies between 0 and 1 (not in percent)")
+    return values
+
+
+def as_stated(stated: ArrayLike, correct: ArrayLike) -> tuple[FloatArray, FloatArray]:
+    """Stated probabilities of being right and whether it was, (n,) each; DataError when they do not fit."""
+    probabilities, outcomes = as_probabilities(stated, "stated"), as_binary(correct, "correct")
+    if probabilities.size != outcomes.size:
+        raise DataError(
+            f"stated has {probabilities.size} values and correct has {outcomes.size}; give one of each an item"
+        )
+    return probabilities, outcomes
+
+
 def as_codes(clusters: Sequence[Hashable] | NDArray[np.generic] | None, n: int) -> IntArray | None:
     """Cluster labels as codes 0..G-1 in order of first appearance, (n,); None stays None."""
     if clusters is None:
