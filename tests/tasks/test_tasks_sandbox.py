@@ -25,6 +25,7 @@ from alignlab.tasks.sandbox.seccomp import AUDIT_ARCH, CHECKED, FORBIDDEN, build
 ISOLATION = isolation()
 isolated = pytest.mark.skipif(not ISOLATION.available, reason=f"no sandbox here: {ISOLATION.how}")
 SOURCE = Path(__file__).parents[2] / "src"
+IMPORTS = os.pathsep.join([str(SOURCE), *filter(None, sys.path)])
 HELLO = {
     "python": "print(input() + open('more').read())",
     "javascript": "const fs = require('fs'); console.log(fs.readFileSync(0, 'utf8').trim() + fs.readFileSync('more'));",
@@ -178,7 +179,7 @@ assert left.verdict == "passed", left
 def test_it_refuses_where_it_cannot_isolate(tmp_path: Path) -> None:
     word = f"unsafe-left-over-{os.getpid()}"
     arguments = [sys.executable, "-c", FORBIDDING, DAEMON.format(word=word, seconds=0.2)]
-    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "TMPDIR": str(tmp_path)}
+    environment = {**os.environ, "PYTHONPATH": IMPORTS, "TMPDIR": str(tmp_path)}
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr
     assert named(word) == []
@@ -237,7 +238,7 @@ def test_root_needs_no_user_namespaces() -> None:
     if os.geteuid() != 0:
         pytest.skip("a plain user cannot do without them")
     arguments = [sys.executable, "-c", NO_USER_NAMESPACES]
-    environment = {**os.environ, "PYTHONPATH": str(SOURCE)}
+    environment = {**os.environ, "PYTHONPATH": IMPORTS}
     done = subprocess.run(arguments, env=environment, capture_output=True, text=True, timeout=60)
     if "(unshare(" in done.stderr:
         pytest.skip("this root may not make namespaces of its own")
