@@ -29,6 +29,7 @@ from alignlab.core.progress import Progress
 from alignlab.core.runs import Run
 from alignlab.data.prompts import load_prompts
 from alignlab.lm.config import GPTConfig
+from alignlab.lm.cpu_step.step import loaded
 from alignlab.lm.hf_export import export_hf
 from alignlab.lm.language_model import LanguageModel
 from alignlab.lm.model import GPTModel
@@ -140,6 +141,7 @@ def kill_during(config: AlignConfig, path: Path, before: list[str], delay: float
 def crash(config: AlignConfig, folder: Path, kills: int, seed: int) -> str:
     """Kill at random moments, uniform over the time line of an undisturbed run, and finish."""
     importlib.import_module("torch._dynamo")  # loading a model imports it; here once, not in every child
+    loaded()  # compiles on first use: a stage of the undisturbed run that did would seem long, and kills would miss it
     run_once(config, folder / "whole")
     records = Run.read(folder / "whole").stages()
     # What every start costs comes first on the time line; the whole run is finished, so this goes through all of it.
