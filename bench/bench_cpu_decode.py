@@ -3,8 +3,8 @@
 64-token prompts, 64 new tokens, greedy. "decode" is the rate after the first new token, "prefill" that of the prompts'
 tokens up to it. Prints medians and the median of the paired ratios.
 
-    python bench/bench_cpu_decode.py MODEL.gguf            # MODEL.gguf: Q4_0, Q4_1 or Q8_0
-    python bench/bench_cpu_decode.py MODEL.gguf --llama    # llama-cpp-python instead of transformers, packed weights
+    python bench/bench_cpu_decode.py [MODEL]             # SmolLM2-135M-Instruct unless another is named
+    python bench/bench_cpu_decode.py [MODEL] --llama     # beside llama-cpp-python, packed weights of a GGUF file
 """
 
 from __future__ import annotations
@@ -18,6 +18,8 @@ from collections.abc import Callable
 import torch
 
 from alignlab.lm.generate import decode
+from alignlab.lm.hf_export import export_hf
+from alignlab.lm.language_model import load
 from alignlab.lm.model import GPTModel
 from alignlab.lm.types import SamplingParams
 
@@ -112,7 +114,7 @@ def compare(name: str, runs: dict[str, Run], batch: int, rounds: int) -> None:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("model")
+    parser.add_argument("model", nargs="?", default="smollm2-135m-instruct")
     parser.add_argument("--llama", action="store_true", help="llama.cpp on packed weights instead of transformers")
     parser.add_argument("--batches", type=int, nargs="+", default=[1, 8, 32])
     parser.add_argument("--rounds", type=int, default=5)
@@ -120,16 +122,10 @@ def main() -> None:
     print(
         f"{torch.get_num_threads()} threads, {PROMPT}-token prompts, {NEW} new tokens, {args.rounds} rounds", flush=True
     )
+    lm = load(args.model, dtype="bfloat16", device="cpu", packed=args.llama)
     if args.llama:
-        from alignlab.lm.quant.gguf_packed import load_packed
-
-        lm = load_packed(args.model, dtype="bfloat16", device="cpu")
-        compare("packed", {"alignlab": ours(lm.model), "llama.cpp": llama_cpp(args.model)}, 1, args.rounds)
+        compare("packed", {"alignlab": ours(lm.model), "llama.cpp": llama_cpp(lm.source)}, 1, args.rounds)
         return
-    from alignlab.lm.hf_export import export_hf
-    from alignlab.lm.language_model import load
-
-    lm = load(args.model, dtype="bfloat16", device="cpu")
     with tempfile.TemporaryDirectory() as folder:
         export_hf(lm, folder)
         runs = {"alignlab": ours(lm.model), "transformers": hugging_face(folder)}

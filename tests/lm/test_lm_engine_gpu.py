@@ -78,8 +78,8 @@ def test_the_kernel_is_attention(
     turn = None
     if angles is not None:
         turn = torch.cat([angles.cos()] * 2, -1).to(dtype), torch.cat([-angles.sin(), angles.sin()], -1).to(dtype)
-    lying = paged_kernel.Lying(keys, values, table, places)
-    found = paged_kernel.attend_paged(q, k, v, lying, scale=0.2, softcap=softcap, window=window, rotation=turn)
+    cached = paged_kernel.CachedRows(keys, values, table, places)
+    found = paged_kernel.attend_paged(q, k, v, cached, scale=0.2, softcap=softcap, window=window, rotation=turn)
     if turn is not None:
         rotation = Rotation(*(t[None, :, None] for t in turn))
         q, k = (rotate(t[None].float(), rotation)[0].to(dtype) for t in (q, k))

@@ -201,7 +201,7 @@ def without(name: str) -> dict:
     [
         (read_humaneval, without("test"), "line 2: the field 'test' is None, allowed: text"),
         (read_humaneval, {**DOUBLE, "prompt": 3}, "line 2: the field 'prompt' is 3, allowed: text"),
-        (read_humaneval, [1], "line 2: found list, allowed: a JSON object"),
+        (read_humaneval, [1], "line 2 is list, allowed: a JSON object"),
         (read_mbpp, {"task_id": 1, "text": "t", "test_list": []}, "line 2: the field 'test_list' is"),
         (read_mbpp, {"text": "t", "test_list": ["assert 1"]}, "line 2: the field 'task_id' is None"),
         (
@@ -219,13 +219,13 @@ def test_malformed_rows_are_named(reader, row: object, message: str, tmp_path: P
 
 
 def test_unreadable_files_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="there is no file"):
+    with pytest.raises(DataError, match=r"cannot read .*absent.jsonl: no such file"):
         read_humaneval(tmp_path / "absent.jsonl")
     (tmp_path / "torn.jsonl").write_text('{"task_id": ')
-    with pytest.raises(DataError, match="line 1: not JSON"):
+    with pytest.raises(DataError, match="line 1 is not valid JSON"):
         read_humaneval(tmp_path / "torn.jsonl")
     (tmp_path / "torn.jsonl.gz").write_bytes(gzip.compress(b"{}\n" * 999)[:20])
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match=r"cannot read .*torn.jsonl.gz: "):
         read_humaneval(tmp_path / "torn.jsonl.gz")
     (tmp_path / "empty.jsonl").write_text("\n")
     with pytest.raises(DataError, match="holds no problem"):

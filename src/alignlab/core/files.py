@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import gzip
 import hashlib
 import json
 import os
 import secrets
+import zlib
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -148,6 +150,31 @@ def read_jsonl(path: str | Path) -> list[dict[str, Any]]:
             raise DataError(f"{path}, line {number} is {type(row).__name__}, allowed: a JSON object a line")
         rows.append(row)
     return rows
+
+
+def json_rows(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """The JSON objects of a data set, one a line, each after the words for where it stands; the file may be gzipped.
+
+    Empty lines are skipped. Unlike `read_jsonl`, which reads what a crash may have cut, nothing is dropped: a line that
+    does not parse or is no object raises DataError naming it; so does a file that cannot be read.
+    """
+    path = Path(path)
+    try:
+        content = path.read_bytes()
+        lines = (gzip.decompress(content) if path.suffix == ".gz" else content).split(b"\n")
+    except (OSError, EOFError, zlib.error) as error:  # the latter two: gzip's, of a file that is damaged or cut
+        raise DataError(f"cannot read {path}: {(getattr(error, 'strerror', None) or str(error)).lower()}") from error
+    for number, line in enumerate(lines, start=1):
+        if not line.strip():
+            continue
+        where = f"{path}, line {number}"
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise DataError(f"{where} is not valid JSON ({error})") from error
+        if not isinstance(row, dict):
+            raise DataError(f"{where} is {type(row).__name__}, allowed: a JSON object")
+        yield where, row
 
 
 def read_json(path: str | Path) -> Any:

@@ -6,12 +6,12 @@ Every reader takes a file and says of a row that it cannot read which line and w
 from __future__ import annotations
 
 import csv
-import json
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from alignlab.core.errors import DataError
+from alignlab.core.files import json_rows
 from alignlab.tasks.choice import LETTERS, ChoiceItem
 
 Row = dict[str, Any]
@@ -161,23 +161,7 @@ def _item(
 
 def _jsonl(path: str | Path, parse: Callable[[Row, str, int], ChoiceItem]) -> list[ChoiceItem]:
     path = Path(path)
-    return _some([parse(row, where, number) for number, where, row in _objects(path)], path)
-
-
-def _objects(path: Path) -> Iterator[tuple[int, str, Row]]:
-    number = 0
-    for line_number, line in enumerate(_text(path).split("\n"), start=1):
-        if not line.strip():
-            continue
-        number += 1
-        where = f"{path}, line {line_number}"
-        try:
-            row = json.loads(line)
-        except ValueError as error:
-            raise DataError(f"{where} is not JSON: {error}") from None
-        if not isinstance(row, dict):
-            raise DataError(f"{where} is not an object")
-        yield number, where, row
+    return _some([parse(row, where, number) for number, (where, row) in enumerate(json_rows(path), start=1)], path)
 
 
 def _text(path: Path) -> str:

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from alignlab.core.config import require
 from alignlab.core.errors import ConfigError, DataError
+from alignlab.core.files import json_rows
 from alignlab.lm.types import Completion, Prompt, Sampler, SamplingParams
 from alignlab.stats.interval import Interval
 from alignlab.stats.paired import mean_interval
@@ -97,30 +95,11 @@ def read_code_problems(path: str | Path, *, answers: int = 1, chat: bool = False
     return samples
 
 
-def _rows(path: str | Path) -> Iterator[tuple[str, dict[str, Any]]]:
-    path = Path(path)
-    if not path.is_file():
-        raise DataError(f"there is no file {path}")
-    try:
-        data = path.read_bytes()
-        text = (gzip.decompress(data) if path.suffix == ".gz" else data).decode("utf-8")
-    except (OSError, EOFError, zlib.error, UnicodeDecodeError) as error:
-        raise DataError(f"{path} cannot be read: {error}") from error
-    empty = True
-    for number, line in enumerate(text.split("\n"), start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise DataError(f"{where}: not JSON ({error.msg})") from error
-        if not isinstance(row, dict):
-            raise DataError(f"{where}: found {type(row).__name__}, allowed: a JSON object")
-        empty = False
-        yield where, row
-    if empty:
+def _rows(path: str | Path) -> list[tuple[str, dict[str, Any]]]:
+    found = list(json_rows(path))
+    if not found:
         raise DataError(f"{path} holds no problem")
+    return found
 
 
 def _text(row: dict[str, Any], name: str, where: str, *, empty: bool = False) -> str:

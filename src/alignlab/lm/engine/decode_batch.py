@@ -63,10 +63,12 @@ class DecodeLayer(RaggedLayer):
         v: Float[Tensor, "1 row kv_head d_head"],
         rotation: Rotation | None = None,
     ) -> Float[Tensor, "1 row head d_head"]:
-        from alignlab.lm.engine.paged_kernel import Lying, attend_paged  # needs Triton
+        from alignlab.lm.engine.paged_kernel import CachedRows, attend_paged  # needs Triton
 
         turn = None if rotation is None else (rotation.cos[0, :, 0], rotation.sin[0, :, 0])
-        lying = Lying(self.keys, self.values, self.table, self.positions)
+        cached = CachedRows(self.keys, self.values, self.table, self.positions)
         cap = attention.config.attn_softcap or 0.0
-        z = attend_paged(q[0], k[0], v[0], lying, scale=attention.scale, softcap=cap, window=self.window, rotation=turn)
+        z = attend_paged(
+            q[0], k[0], v[0], cached, scale=attention.scale, softcap=cap, window=self.window, rotation=turn
+        )
         return z[None]

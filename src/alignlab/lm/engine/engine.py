@@ -74,7 +74,7 @@ class Engine:
         self.cache = PagedCache(lm.model.config, n_blocks, size, device=weight.device, dtype=weight.dtype)
         graphs = None
         if not on_cpu:
-            graphs = Graphs(lm.model, self.cache, record=on_gpu, compiled=options.compiled is not False)
+            graphs = Graphs(lm.model, self.cache, record=on_gpu, compiled=options.compiled)
         self.runner = Runner(lm.model, self.cache, invariant=bool(options.invariant), graphs=graphs)
         self.jobs: dict[str, Job] = {}
         self.guides: dict[Constraint, Guide] = {}
@@ -280,7 +280,7 @@ class Engine:
         """Forget what was read if the model's weights (or who listens to it) have changed since."""
         model = self.lm.model
         tensors = list(chain(model.parameters(), model.buffers()))
-        switches = [getattr(module, "enabled", None) for module in model.modules()]
+        switches = [(getattr(m, "enabled", None), getattr(m, "scaling", None)) for m in model.modules()]
         places = (switches, [tensor.data_ptr() for tensor in tensors])
         versions = (object() if model.taps else None, [tensor._version for tensor in tensors])
         if (places, versions) == self._weights:

@@ -39,8 +39,8 @@ class EngineOptions:
     """Numbers that no load changes (`engine.invariant`); where None, in float32 on a CPU."""
     ahead: int = 16
     """Steps that a GPU makes without asking Python, where all requests decode. Streams then come in such pieces."""
-    compiled: bool | None = None
-    """Decode steps on a GPU go through `torch.compile`: ten to thirty seconds at first. Where None, they do."""
+    compiled: bool = True
+    """Decode steps on a GPU go through `torch.compile`: ten to thirty seconds at first."""
 
     def __post_init__(self) -> None:
         for name in ("max_running", "prefill_chunk", "ageing", "ahead"):

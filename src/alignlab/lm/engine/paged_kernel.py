@@ -120,7 +120,7 @@ SCHEMA = (
 )
 
 
-class Lying(NamedTuple):
+class CachedRows(NamedTuple):
     """Where a layer's keys and values lie, and where each row is."""
 
     keys: Float[Tensor, "block place kv_head d_head"]
@@ -133,7 +133,7 @@ def attend_paged(
     q: Float[Tensor, "row head d_head"],
     k: Float[Tensor, "row kv_head d_head"],
     v: Float[Tensor, "row kv_head d_head"],
-    lying: Lying,
+    cached: CachedRows,
     *,
     scale: float,
     softcap: float = 0.0,
@@ -147,7 +147,7 @@ def attend_paged(
     are summed in float32, the pattern is rounded to the cache's type.
     """
     cos, sin = (None, None) if rotation is None else rotation
-    found: Tensor = _attend_paged(q, k, v, cos, sin, *lying, scale, softcap, window)
+    found: Tensor = _attend_paged(q, k, v, cos, sin, *cached, scale, softcap, window)
     return found
 
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from alignlab.core.errors import DataError
+from alignlab.core.files import json_rows
 from alignlab.tasks.ifeval.registry import find
 from alignlab.tasks.task import Sample
 
@@ -19,38 +19,20 @@ def read_ifeval(path: str | Path) -> list[Sample]:
     Blank lines are skipped; fields beyond the four are ignored. Raises DataError naming line and field for a row that
     is malformed, an instruction that is unknown, an argument that is missing or not allowed, or a key that repeats.
     """
-    path = Path(path)
-    try:
-        lines = path.read_bytes().split(b"\n")
-    except OSError as error:
-        raise DataError(f"cannot read {path}: {(error.strerror or str(error)).lower()}") from error
     samples: list[Sample] = []
-    seen: dict[str, int] = {}
-    for number, line in enumerate(lines, start=1):
-        if not line.strip():
-            continue
-        where = f"{path}, line {number}"
-        sample = _sample(_row(line, where), where)
+    seen: dict[str, str] = {}
+    for where, row in json_rows(path):
+        missing = [name for name in FIELDS if name not in row]
+        if missing:
+            raise DataError(f"{where} lacks the field {missing[0]!r}, allowed: an object with {', '.join(FIELDS)}")
+        sample = _sample(row, where)
         if sample.id in seen:
-            raise DataError(f"{where}: key {sample.id} is also that of line {seen[sample.id]}; keys must be unique")
-        seen[sample.id] = number
+            raise DataError(f"{where}: key {sample.id} is also that of {seen[sample.id]}; keys must be unique")
+        seen[sample.id] = where.rpartition(", ")[2]
         samples.append(sample)
     if not samples:
         raise DataError(f"{path} holds no rows; at least one is needed")
     return samples
-
-
-def _row(line: bytes, where: str) -> dict[str, Any]:
-    try:
-        row = json.loads(line)
-    except (ValueError, RecursionError) as error:
-        raise DataError(f"{where} is not valid JSON ({error})") from error
-    if not isinstance(row, dict):
-        raise DataError(f"{where} is {type(row).__name__}, allowed: a JSON object")
-    missing = [name for name in FIELDS if name not in row]
-    if missing:
-        raise DataError(f"{where} lacks the field {missing[0]!r}, allowed: an object with {', '.join(FIELDS)}")
-    return row
 
 
 def _sample(row: dict[str, Any], where: str) -> Sample:
