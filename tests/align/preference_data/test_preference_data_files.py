@@ -152,10 +152,10 @@ def test_broken_rows_are_told_by_line_and_the_rest_taken_on_request(tmp_path: Pa
     ("row", "format", "message"),
     [
         ({"chosen": "\n\nHuman: a\n\nAssistant: b\n\nHuman: c", "rejected": "x"}, "hh-rlhf", "does not begin with"),
-        ({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: z\n\nAssistant: b"}, "hh-rlhf", "part bef"),
-        ({"chosen": "\n\nHuman: a", "rejected": "\n\nHuman: b"}, "hh-rlhf", "does not end with an answer"),
+        ({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: z\n\nAssistant: b"}, "hh-rlhf", "share no"),
+        ({"chosen": "\n\nHuman: a", "rejected": "\n\nHuman: b"}, "hh-rlhf", "that the assistant answers"),
         ({"chosen": "ab", "rejected": "cd"}, "trl", "share no beginning"),
-        ({"chosen": GOOD, "rejected": BAD}, "trl", "share no message"),
+        ({"chosen": GOOD, "rejected": BAD}, "trl", "share no turn"),
         ({"chosen": USER + GOOD + USER, "rejected": USER + BAD}, "trl", "answers with assistant, user"),
         ({"instruction": "q", "completions": [{"response": "a"}]}, "ultrafeedback", "'fine-grained_score' is None"),
         (SUMMARY | {"choice": 2}, "openai-summaries", "'choice' is 2"),

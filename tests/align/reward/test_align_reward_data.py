@@ -54,10 +54,10 @@ def test_every_form_of_record_gives_its_comparison() -> None:
         ({"text": "x"}, "the record has text, allowed"),
         ({"prompt": "x"}, "the record has prompt, allowed"),
         ([1], "list is no comparison"),
-        ({"chosen": "hello", "rejected": "x"}, "a dialogue begins 'hello'"),
-        ({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: b\n\nAssistant: b"}, "same request"),
-        ({"prompt": [], "chosen": "a", "rejected": "b"}, "that is not empty"),
-        ({"prompt": "a", "chosen": 3, "rejected": "b"}, "must be a text or a list"),
+        ({"chosen": "hello", "rejected": "x"}, "a dialogue is 'hello'"),
+        ({"chosen": "\n\nHuman: a\n\nAssistant: b", "rejected": "\n\nHuman: b\n\nAssistant: b"}, "share no turn"),
+        ({"prompt": [], "chosen": "a", "rejected": "b"}, r"'prompt' is \[\], allowed: a list of messages"),
+        ({"prompt": "a", "chosen": 3, "rejected": "b"}, "'chosen' is 3, allowed: text, or a list"),
         ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": "wide"}, "margin is 'wide'"),
         ({"prompt": "a", "chosen": "b", "rejected": "c", "margin": float("nan")}, "finite"),
         ({"prompt": "a", "chosen": "b", "rejected": "c", "tie": 1}, "tie is 1"),
@@ -82,7 +82,7 @@ def test_files_are_read_and_a_wrong_line_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"x\.jsonl, line 4: the record has text"):
         read_pairs(tmp_path / "x.jsonl")
     (tmp_path / "x.json").write_text("{}")
-    with pytest.raises(DataError, match="holds dict"):
+    with pytest.raises(DataError, match="is dict, allowed: a list"):
         read_pairs(tmp_path / "x.json")
     (tmp_path / "x.jsonl").write_text("")
     with pytest.raises(DataError, match="has no comparison"):

@@ -10,53 +10,29 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from alignlab.align.preference_data.judgement import KINDS, Verdict
-from alignlab.align.preference_data.rows import (
-    PreferenceRow,
-    chosen_row,
-    messages_in,
-    number_of,
-    only_answer,
-    text_of,
-)
+from alignlab.align.preference_data.rows import PreferenceRow, chosen_row, number_of
 from alignlab.core.errors import DataError
-from alignlab.tasks.icl.pairs import messages_of
+from alignlab.tasks.pair_rows import EARLY, Row, dialogue, only_answer, part, sides_of, text_of
 
-Row = Mapping[str, Any]
 BINARIZED = ("prompt_id", "score_chosen", "score_rejected", "source")
 
 
 def hh_rlhf(row: Row) -> PreferenceRow:
     """`chosen` and `rejected`, two dialogues that are the same up to the last turn, which is the assistant's."""
-    sides = [messages_of(text_of(row, name)) for name in ("chosen", "rejected")]
-    if any(side[-1]["role"] != "assistant" for side in sides):
-        raise DataError("a dialogue does not end with an answer of the assistant")
-    if sides[0][:-1] != sides[1][:-1]:
-        raise DataError("the dialogues part before their last answer")
-    if len(sides[0]) < 2:
-        raise DataError("the dialogues have no turn before the answer")
-    return chosen_row(sides[0][:-1], sides[0][-1]["content"], sides[1][-1]["content"])
+    sides = part(*(dialogue(text_of(row, name)) for name in ("chosen", "rejected")))
+    if sides.early:
+        raise DataError(EARLY)
+    return chosen_row(sides.prompt, sides.chosen[0]["content"], sides.rejected[0]["content"])
 
 
 def trl(row: Row) -> PreferenceRow:
     """TRL's preference rows: `prompt` explicit, or implicit in what both sides begin with; text or messages."""
-    chosen, rejected, prompt = row.get("chosen"), row.get("rejected"), row.get("prompt")
-    if isinstance(chosen, str) and isinstance(rejected, str):
-        if prompt is None:
-            prompt, chosen, rejected = _shared_text(chosen, rejected)
-        elif not isinstance(prompt, str):
-            prompt = messages_in(prompt, "prompt")
-        return chosen_row(prompt, chosen, rejected, about=_extra(row))
-    first, second = messages_in(chosen, "chosen"), messages_in(rejected, "rejected")
-    if isinstance(prompt, list):
-        asked = messages_in(prompt, "prompt")
-        return chosen_row(asked, only_answer(first, "chosen"), only_answer(second, "rejected"), about=_extra(row))
-    shared = 0
-    while shared < min(len(first), len(second)) and first[shared] == second[shared]:
-        shared += 1
-    if not shared:
-        raise DataError("the sides share no message, so there is no prompt")
-    answers = only_answer(first[shared:], "chosen"), only_answer(second[shared:], "rejected")
-    return chosen_row(first[:shared], *answers, about=_extra(row))
+    chosen, rejected = row.get("chosen"), row.get("rejected")
+    if isinstance(chosen, str) and isinstance(rejected, str) and row.get("prompt") is None:
+        return chosen_row(*_shared_text(chosen, rejected), about=_extra(row))
+    sides = sides_of(row)
+    answers = only_answer(sides.chosen, "chosen"), only_answer(sides.rejected, "rejected")
+    return chosen_row(sides.prompt, *answers, about=_extra(row))
 
 
 def _shared_text(chosen: str, rejected: str) -> tuple[str, str, str]:

@@ -2,10 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import json
-import zlib
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -14,7 +10,7 @@ from alignlab.align.preference_data.formats import FORMATS, recognise
 from alignlab.align.preference_data.rows import PreferenceRow
 from alignlab.core.config import require
 from alignlab.core.errors import DataError
-from alignlab.core.files import read_json
+from alignlab.tasks.pair_rows import every_row
 
 if TYPE_CHECKING:
     from alignlab.align.pairs import PreferencePair
@@ -53,7 +49,7 @@ def read_preferences(path: str | Path, format: str = "auto") -> Reading:
     path = Path(path)
     rows: list[tuple[str, PreferenceRow]] = []
     broken: list[BrokenRow] = []
-    raw = list(raw_rows(path))
+    raw = list(every_row(path))
     if not raw:
         raise DataError(f"{path} has no rows")
     name = format if format != "auto" else _told_format(path, [row for _, row in raw if isinstance(row, dict)])
@@ -76,50 +72,6 @@ def _told_format(path: Path, rows: list[dict[str, Any]]) -> str:
             f"{path} has rows of no format that is known (fields: {fields}); name one of {', '.join(FORMATS)}"
         )
     return name
-
-
-def raw_rows(path: Path) -> Iterator[tuple[str, dict[str, Any] | DataError]]:
-    """Where each row stands and what it holds, or why it holds nothing."""
-    if path.suffix == ".parquet":
-        yield from _parquet(path)
-    elif path.suffix == ".json":
-        rows = read_json(path)
-        if not isinstance(rows, list):
-            raise DataError(
-                f"{path} is {type(rows).__name__}, allowed: a list of objects, or JSON lines in a .jsonl file"
-            )
-        for number, row in enumerate(rows, start=1):
-            yield f"row {number}", _object(row)
-    else:
-        yield from _lines(path)
-
-
-def _lines(path: Path) -> Iterator[tuple[str, dict[str, Any] | DataError]]:
-    try:
-        with gzip.open(path, "rb") if path.suffix == ".gz" else open(path, "rb") as stream:
-            for number, line in enumerate(stream, start=1):
-                if line.strip():
-                    try:
-                        yield f"line {number}", _object(json.loads(line))
-                    except (ValueError, RecursionError) as error:
-                        yield f"line {number}", DataError(f"it is not valid JSON ({error})")
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"cannot read {path}: {(getattr(error, 'strerror', None) or str(error)).lower()}") from error
-
-
-def _object(row: Any) -> dict[str, Any] | DataError:
-    return row if isinstance(row, dict) else DataError(f"it is {type(row).__name__}, allowed: an object")
-
-
-def _parquet(path: Path) -> Iterator[tuple[str, dict[str, Any] | DataError]]:
-    import polars
-
-    try:
-        frame = polars.read_parquet(path)
-    except (OSError, polars.exceptions.PolarsError) as error:
-        raise DataError(f"cannot read {path}: {str(error).splitlines()[0].lower()}") from error
-    for number, row in enumerate(frame.iter_rows(named=True), start=1):
-        yield f"row {number}", row
 
 
 def refuse_broken(reading: Reading, broken: tuple[BrokenRow, ...] | None = None) -> None:

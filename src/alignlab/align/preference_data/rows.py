@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from alignlab.align.preference_data.judgement import Kind, Verdict, check_prompt, check_responses, pairwise
 from alignlab.core.errors import DataError, FeedbackError
-from alignlab.lm.types import Message, Prompt
+from alignlab.lm.types import Prompt
 
 if TYPE_CHECKING:
     from alignlab.align.pairs import PreferencePair
@@ -74,14 +74,6 @@ def chosen_row(
     return PreferenceRow(prompt, (chosen, rejected), verdict, tuple(models), annotator, dict(about or {}))
 
 
-def text_of(row: Mapping[str, Any], name: str) -> str:
-    """A field that is text, perhaps empty. Raises DataError for another."""
-    value = row.get(name)
-    if not isinstance(value, str):
-        raise DataError(f"field {name!r} is {value!r:.60}, allowed: text")
-    return value
-
-
 def number_of(row: Mapping[str, Any], name: str) -> float:
     """A field that is a number. Raises DataError for another."""
     value = row.get(name)
@@ -91,22 +83,3 @@ def number_of(row: Mapping[str, Any], name: str) -> float:
         return float(value)  # type: ignore[arg-type]  # UltraFeedback has some numbers as text
     except (TypeError, ValueError):
         raise DataError(f"field {name!r} is {value!r:.60}, allowed: a number") from None
-
-
-def messages_in(value: object, name: str) -> list[Message]:
-    """A field that is a list of messages. Raises DataError for another."""
-    try:
-        found = check_prompt(value)
-    except FeedbackError:
-        found = ""
-    if isinstance(found, str):
-        raise DataError(f"field {name!r} is {value!r:.60}, allowed: a list of messages with role and content")
-    return found
-
-
-def only_answer(messages: Sequence[Message], name: str) -> str:
-    """The text of the one message of the assistant that a side consists of. Raises DataError for more or none."""
-    if len(messages) != 1 or messages[0]["role"] != "assistant":
-        roles = ", ".join(message["role"] for message in messages) or "nothing"
-        raise DataError(f"field {name!r} answers with {roles}, allowed: one message of the assistant")
-    return messages[0]["content"]

@@ -11,12 +11,13 @@ from alignlab.align.preference_model import PreferenceModel
 from alignlab.align.reward.encoder import TextEncoder, WordPieces, load_encoder, minilm
 from alignlab.align.reward.ensemble import RewardEnsemble, deviation
 from alignlab.align.reward.examples import RewardPair
-from alignlab.align.reward.readers import as_text, messages
+from alignlab.align.reward.readers import as_text
 from alignlab.core.errors import DataError, ModelError
 from alignlab.core.files import atomic_write, json_rows, read_json
 from alignlab.core.run_creation import pretty_json
 from alignlab.lm.language_model import LanguageModel, load
 from alignlab.lm.types import Prompt
+from alignlab.tasks.pair_rows import messages_in
 
 FILE = "reward.json"
 FORMAT = "alignlab-reward-1"
@@ -87,7 +88,7 @@ def read_answers(path: str | Path) -> list[dict[str, Any]]:
             if not isinstance(row.get("response"), str):
                 raise DataError("response is missing or no text")
             if not isinstance(row.get("prompt"), str):
-                messages(row.get("prompt"))
+                messages_in(row.get("prompt"), "prompt")
         except DataError as error:
             raise DataError(f"{where}: {error}") from None
         rows.append(row)

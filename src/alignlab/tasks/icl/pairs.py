@@ -12,9 +12,9 @@ from alignlab.core.errors import DataError
 from alignlab.core.files import json_rows, read_json
 from alignlab.lm.types import Message, Prompt
 from alignlab.tasks.icl.own_rows import own_rows
+from alignlab.tasks.pair_rows import EARLY, dialogue, messages_in, part, sound_rows, whole_answer
 
 Row = dict[str, Any]
-TURNS = {"\n\nHuman:": "user", "\n\nAssistant:": "assistant"}
 
 
 @dataclass(frozen=True)
@@ -77,33 +77,14 @@ def read_dialogues(path: str | Path) -> list[AnswerPair]:
     The prompt is the conversation up to the assistant's turn at which the two part. In a few rows of the published
     files they part earlier than in the last answer; those are kept and cannot be scored.
     """
-    return _some([_dialogue_row(row, where, i) for i, (where, row) in enumerate(json_rows(path), start=1)], path)
-
-
-def messages_of(text: str) -> list[Message]:
-    """A dialogue of `\\n\\nHuman:` and `\\n\\nAssistant:` turns as messages; DataError when it is none."""
-    marks = []
-    for mark, role in TURNS.items():
-        start = text.find(mark)
-        while start >= 0:
-            marks.append((start, start + len(mark), role))
-            start = text.find(mark, start + 1)
-    marks.sort()
-    if not marks or text[: marks[0][0]].strip():
-        raise DataError("the dialogue does not begin with 'Human:' or 'Assistant:' after two line breaks")
-    ends = [start for start, _, _ in marks[1:]] + [len(text)]
-    return [{"role": role, "content": text[after:end].strip()} for (_, after, role), end in zip(marks, ends)]
+    return _some([_dialogue_row(row, where, i) for i, (where, row) in enumerate(sound_rows(path), start=1)], path)
 
 
 def _own(rows: Iterable[tuple[str, Row]]) -> list[AnswerPair]:
     found = []
     for number, (where, row) in enumerate(rows, start=1):
         prompt = row.get("prompt")
-        if isinstance(prompt, list):
-            if not prompt or not all(isinstance(m, dict) and {"role", "content"} <= m.keys() for m in prompt):
-                raise DataError(f"{where}: field 'prompt' is {prompt!r:.80}, allowed: text or a list of messages")
-        else:
-            prompt = _text(row, "prompt", where)
+        prompt = _talk(prompt, where) if isinstance(prompt, list) else _text(row, "prompt", where)
         better, worse = _text(row, "better", where), _text(row, "worse", where)
         name, category, cluster = (_name(row, key, where) for key in ("id", "category", "cluster"))
         found.append(AnswerPair(name or str(number), prompt, better, worse, category, cluster))
@@ -135,23 +116,19 @@ def _hhh_row(row: Any, where: str, number: int, category: str) -> AnswerPair:
 
 def _dialogue_row(row: Row, where: str, number: int) -> AnswerPair:
     chosen, rejected = _text(row, "chosen", where), _text(row, "rejected", where)
-    mark = "\n\nAssistant:"
-    shared = 0
-    for a, b in zip(chosen, rejected):
-        if a != b:
-            break
-        shared += 1
-    start = chosen.rfind(mark, 0, shared)
-    if start < 0:
-        raise DataError(f"{where}: fields 'chosen' and 'rejected' share no turn that an 'Assistant:' answers")
     try:
-        messages = messages_of(chosen[:start])
+        sides = part(dialogue(chosen), dialogue(rejected))
     except DataError as error:
-        raise DataError(f"{where}: field 'chosen': {error}") from None
-    answers = [text[start + len(mark) :] for text in (chosen, rejected)]
-    early = any(turn in answer for turn in TURNS for answer in answers)
-    flaw = "the dialogues part before their last answer" if early else None
-    return AnswerPair(str(row.get("id", number)), messages, answers[0].strip(), answers[1].strip(), flaw=flaw)
+        raise DataError(f"{where}: fields 'chosen' and 'rejected': {error}") from None
+    answers = whole_answer(sides.chosen), whole_answer(sides.rejected)
+    return AnswerPair(str(row.get("id", number)), sides.prompt, *answers, flaw=EARLY if sides.early else None)
+
+
+def _talk(prompt: object, where: str) -> list[Message]:
+    try:
+        return messages_in(prompt, "prompt")
+    except DataError as error:
+        raise DataError(f"{where}: {error}") from None
 
 
 def _text(row: Row, field: str, where: str) -> str:
