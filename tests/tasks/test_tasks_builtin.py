@@ -16,7 +16,9 @@ from alignlab.tasks.builtin import BUILT_IN, TaskSettings, make_task
 from alignlab.tasks.builtin_choice import OWN, read_items
 from alignlab.tasks.choice import Likeliest
 from alignlab.tasks.code_tasks import GenerateAnswers
+from alignlab.tasks.eval_config import EvalConfig
 from alignlab.tasks.fingerprint import dataset_digest
+from alignlab.tasks.settings import AskSettings
 
 SHARED = os.environ.get("ALIGNLAB_SHARED_DATA")
 
@@ -36,6 +38,25 @@ def test_every_entry_exists_and_reads_settings_that_exist() -> None:
         module, _, function = entry.where.partition(":")
         assert callable(getattr(importlib.import_module(module), function)), name
         assert set(entry.needs) <= set(entry.accepts) <= known, name
+
+
+def test_a_run_gives_its_tasks_every_setting_that_is_not_a_file_or_a_model() -> None:
+    shared = {field.name for field in dataclasses.fields(AskSettings)}
+    assert shared | {"data", "examples", "judge"} == {field.name for field in dataclasses.fields(TaskSettings)}
+    names = [field.name for field in dataclasses.fields(EvalConfig)]
+    assert names[:4] == ["model", "tasks", "data", "examples"]  # what `alignlab eval --help` begins with
+    changed = {"shots": 2, "limit": 3, "seed": 4, "style": "letter", "normalise": "none", "chat": True, "max_tokens": 5,
+               "temperature": 0.5, "answers": 6, "unsafe": True}  # fmt: skip
+    assert changed.keys() == shared
+    config = EvalConfig("m", ("lab-facts", "gsm8k=g.jsonl", "humaneval=h.jsonl"), **changed)  # type: ignore[arg-type]
+    for name, settings in config.settings().items():
+        accepts = {*BUILT_IN[name].accepts, "seed"}
+        got = {key: getattr(settings, key) for key in shared}
+        assert got == {key: changed[key] if key in accepts else getattr(TaskSettings(), key) for key in shared}
+    for wrong in ({"shots": -1}, {"answers": 0}, {"temperature": -0.1}, {"max_tokens": 0}):
+        for made in (lambda given: TaskSettings(**given), lambda given: EvalConfig("m", ("lab-facts",), **given)):
+            with pytest.raises(ConfigError, match=f"^{next(iter(wrong))} is {next(iter(wrong.values()))}, allowed"):
+                made(wrong)
 
 
 def test_our_own_facts_are_many_balanced_and_distinct() -> None:

@@ -7,16 +7,16 @@ import difflib
 import importlib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
-from alignlab.core.config import require
 from alignlab.core.errors import ConfigError
 from alignlab.lm.types import Sampler
+from alignlab.tasks.settings import AskSettings
 from alignlab.tasks.task import Task
 
 
 @dataclass(frozen=True)
-class TaskSettings:
+class TaskSettings(AskSettings):
     """What can be said about a built-in task. None or 0 leaves a setting to the task; one that it has no use for is an
     error, so that nobody believes in a setting that did nothing."""
 
@@ -24,37 +24,8 @@ class TaskSettings:
     """File (or folder) in the task's public format; the tasks with items of our own need none."""
     examples: Path | None = None
     """File of the few-shot examples (default: the first items of `data`, which are then not asked)."""
-    shots: int = 0
-    """Solved examples before each item."""
-    limit: int = 0
-    """Most items, the first ones; 0: all."""
-    seed: int = 0
-    """Of whatever the task draws: generated items, sampled answers."""
-    style: Literal["cloze", "letter"] | None = None
-    """Multiple choice: score the choices' texts or their letters."""
-    normalise: Literal["none", "characters", "bytes", "tokens"] | None = None
-    """Multiple choice: by which length log-likelihoods are divided."""
-    chat: bool | None = None
-    """Put the question to the model as a conversation (with its chat template) or as raw text."""
-    max_tokens: int | None = None
-    """Longest answer."""
-    temperature: float | None = None
-    """Of sampled answers; 0 is greedy."""
-    answers: int = 1
-    """Answers to each item, where several are drawn (pass@k)."""
-    unsafe: bool = False
-    """Run generated code without isolation where this machine offers none; otherwise it is then not run."""
     judge: Sampler | None = None
     """Model that judges, for tasks that need one."""
-
-    def __post_init__(self) -> None:
-        for name in ("shots", "limit"):
-            value = getattr(self, name)
-            require(isinstance(value, int) and value >= 0, name, value, "a whole number of at least 0")
-        require(isinstance(self.answers, int) and self.answers >= 1, "answers", self.answers, "a whole number from 1")
-        heat = self.temperature
-        require(heat is None or heat >= 0, "temperature", heat, "0 (greedy) or a positive number")
-        require(self.max_tokens is None or self.max_tokens >= 1, "max_tokens", self.max_tokens, "at least 1")
 
     @property
     def given(self) -> dict[str, Any]:

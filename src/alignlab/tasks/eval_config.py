@@ -12,14 +12,15 @@ from alignlab.core.config import from_dict, require
 from alignlab.core.errors import ConfigError
 from alignlab.lm.remote_limits import Dialect
 from alignlab.tasks.builtin import TaskSettings, entry_of
+from alignlab.tasks.settings import AskSettings
 
-SHARED = ("shots", "limit", "style", "normalise", "chat", "max_tokens", "temperature", "answers", "unsafe")
-"""Settings that a flag gives to every task that reads them."""
+SHARED = tuple(field.name for field in dataclasses.fields(AskSettings) if field.name != "seed")
+"""Settings that a flag gives to every task that reads them; the seed goes to all."""
 
 
 @dataclass(frozen=True)
-class EvalConfig:
-    """Evaluate a model on tasks. A setting goes to every task that reads it; `alignlab eval list` says which do."""
+class Evaluated:
+    """What is evaluated on what: the beginning of an `EvalConfig`, before the settings that tasks share."""
 
     model: str
     """A catalogue or registered name, a path, a hub id; with --endpoint, what the endpoint calls it."""
@@ -29,26 +30,12 @@ class EvalConfig:
     """Data of the tasks as NAME=FILE, where it is not given with the name."""
     examples: tuple[str, ...] = ()
     """Files of few-shot examples as NAME=FILE; none: the first items of the data, which are then not asked."""
-    shots: int = 0
-    """Solved examples before each item."""
-    limit: int = 0
-    """Most items of each task, the first ones; 0: all."""
-    seed: int = 0
-    """Of whatever a task draws, and of the intervals."""
-    style: Literal["cloze", "letter"] | None = None
-    """Multiple choice: score the choices' texts or their letters; none: as the task has it."""
-    normalise: Literal["none", "characters", "bytes", "tokens"] | None = None
-    """Multiple choice: by which length log-likelihoods are divided; none: as the task has it."""
-    chat: bool | None = None
-    """Ask as a conversation, with the chat template, or as raw text; none: as the task has it."""
-    max_tokens: int | None = None
-    """Longest answer; none: as the task has it."""
-    temperature: float | None = None
-    """Of sampled answers, 0 is greedy; none: as the task has it."""
-    answers: int = 1
-    """Answers to each item, where several are drawn (pass@k)."""
-    unsafe: bool = False
-    """Run generated code without isolation where this machine offers none."""
+
+
+@dataclass(frozen=True)
+class EvalConfig(AskSettings, Evaluated):
+    """Evaluate a model on tasks. A setting goes to every task that reads it; `alignlab eval list` says which do."""
+
     task_settings: tuple[str, ...] = ()
     """Settings of one task as TASK.SETTING=VALUE, such as arc.shots=25; they override the flags above."""
     judge: str | None = None
@@ -71,6 +58,7 @@ class EvalConfig:
     """Items in one call of the model."""
 
     def __post_init__(self) -> None:
+        super().__post_init__()
         for name in ("tasks", "data", "examples", "task_settings"):
             object.__setattr__(self, name, tuple(split_list(getattr(self, name))))
         require(bool(self.tasks), "tasks", self.tasks, "at least one name; `alignlab eval list` shows them")
