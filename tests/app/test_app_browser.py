@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 from app_world import Server, axe_violations, plant_training, start_server, stop_server
 
+from alignlab.app.pages import pages
 from alignlab.core.runs import Run
 
 TOKEN = "a-token-for-the-browser-test"
@@ -34,7 +35,7 @@ def test_home_is_there_before_anything_large(server: Server, surf: Any) -> None:
     window.page.goto(server.home)
     assert window.page.title() == "Home · alignlab"
     assert window.page.locator("h1").inner_text() == "The lab on this machine"
-    assert window.page.locator("nav a").all_inner_texts() == ["Home", "Runs", "Evaluate"]
+    assert window.page.locator("nav a").all_inner_texts() == [page.title for page in pages()]
     assert window.page.locator("tbody tr").count() == 6
     window.page.keyboard.press("Tab")
     assert window.page.evaluate("document.activeElement.textContent") == "To the content"

@@ -71,8 +71,48 @@ body.lab > .page { max-width: 1120px; margin: 0 auto; padding: 20px 24px 72px; }
 .lab .num { text-align: right; white-space: nowrap; } .lab .limits { color: var(--soft); }
 .lab td:not(.wide) { white-space: nowrap; } .lab .wide { min-width: 18ch; overflow-wrap: anywhere; }
 .lab .verbatim { white-space: pre-wrap; overflow-wrap: anywhere; margin: 0; font: inherit; }
+.lab .box > .said:first-child { margin-top: 0; }
 .lab .said { color: var(--soft); font-size: .84rem; font-weight: 600; margin: 12px 0 2px; }
 .lab .changed { background: var(--even-bg); }
+.lab h3 { font-size: 1rem; font-weight: 650; margin: 20px 0 6px; color: var(--ink); }
+.lab button { font: inherit; color: var(--ink); background: var(--card); border: 1px solid var(--edge);
+  border-radius: 8px; padding: 6px 14px; min-height: 40px; cursor: pointer; }
+.lab button:hover { background: var(--even-bg); } .lab button:disabled { opacity: .5; cursor: default; }
+.lab button.main { color: var(--accent-ink); background: var(--accent); border-color: var(--accent); }
+.lab button[aria-pressed=true] { outline: 3px solid var(--accent); outline-offset: 2px; }
+.lab kbd { font: .84em/1 var(--lab-mono); border: 1px solid currentColor; border-radius: 4px; padding: 1px 5px;
+  margin-right: 8px; opacity: .8; background: none; color: inherit; box-shadow: none; }
+.lab input:not([type=checkbox], [type=radio]), .lab select, .lab textarea { font: inherit; color: var(--ink);
+  background: var(--card); border: 1px solid var(--edge); border-radius: 8px; padding: 7px 10px; min-height: 40px;
+  width: 100%; min-width: 0; }
+.lab select { appearance: auto; }
+.lab input[type=checkbox], .lab input[type=radio] { appearance: auto; accent-color: var(--accent);
+  width: 18px; height: 18px; vertical-align: -3px; margin: 0 4px 0 0; }
+.lab .fields { display: flex; flex-wrap: wrap; gap: 12px 16px; align-items: end; margin: 8px 0 14px; }
+.lab .fields label { flex: 1 1 200px; min-width: 0; } .lab .fields label.wide, .lab .fields .tick { flex-basis: 100%; }
+.lab label > span { display: block; color: var(--soft); font-size: .88rem; margin-bottom: 3px; }
+.lab summary { cursor: pointer; font-weight: 600; color: var(--ink); }
+.lab .answers { display: grid; grid-template-columns: repeat(auto-fit, minmax(min(100%, 300px), 1fr)); gap: 12px;
+  margin: 12px 0; }
+.lab .answer { background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 12px 18px 16px;
+  min-width: 0; display: flex; flex-direction: column; }
+.lab .answer h3 { margin: 0 0 6px; color: var(--soft); font-size: .9rem; }
+.lab .answer.current { border-color: var(--accent); box-shadow: 0 0 0 1px var(--accent); }
+.lab .control { margin: auto 0 0; padding: 12px 0 0; border: 0; } .lab .grades label { margin-right: 14px; }
+.lab .control select { width: auto; } .lab .grades { padding-top: 0; }
+.lab .grades legend { color: var(--soft); font-size: .88rem; padding: 12px 0 2px; }
+.lab .actions { position: sticky; bottom: 0; display: flex; flex-wrap: wrap; gap: 8px; padding: 10px 0;
+  background: var(--ground); z-index: 2; }
+.lab .question { margin: 16px 0 0; } .lab .question:focus { outline: none; }
+.lab .far { display: flex; flex-wrap: wrap; gap: 4px 14px; align-items: center; } .lab .far > span { margin: 0; }
+.lab progress { flex: 1 1 200px; height: 8px; appearance: none; border: 0; border-radius: 4px; overflow: hidden;
+  background: var(--even-bg); }
+.lab progress::-webkit-progress-bar { background: var(--even-bg); }
+.lab progress::-webkit-progress-value { background: var(--accent); }
+.lab progress::-moz-progress-bar { background: var(--accent); }
+.lab .status { min-height: 1.6em; color: var(--good); margin: 0; }
+.lab .told p { margin: 0 0 4px; }
+@media (pointer: coarse) { .lab .actions kbd, .lab .hint, .lab .keys { display: none; } }
 @media (max-width: 560px) { body.lab > .page { padding: 12px 14px 48px; }
   .lab .cards { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 8px; } .lab .card { padding: 10px 12px; }
   .lab .card .value { font-size: 1.3rem; } .lab th, .lab td { padding: 8px 10px; } }
@@ -80,7 +120,7 @@ body.lab > .page { max-width: 1120px; margin: 0 auto; padding: 20px 24px 72px; }
 """
 
 _GRADIO_RULES = """
-.gradio-container { max-width: min(1168px, 100vw) !important; margin: 0 auto !important; }
+.gradio-container { width: 100%; max-width: min(1168px, 100vw) !important; margin: 0 auto !important; }
 .gradio-container .column, .gradio-container .html-container, .gradio-container .block.lab {
   min-width: 0 !important; max-width: 100%; }
 .gradio-container .form { flex-wrap: wrap; }
@@ -88,15 +128,21 @@ _GRADIO_RULES = """
 .gradio-container .block.lab, .gradio-container .lab .html-container { padding: 0 !important; border: 0 !important; }
 .gradio-container .lab h1 { margin-top: 0; } .gradio-container .lab h2 { margin: 16px 0 0; }
 .gradio-container .nav-holder, .gradio-container footer { display: none !important; }
-.gradio-container main.fillable { padding-top: 8px; }
+.gradio-container .main.fillable { padding-top: 8px; max-width: none !important; }
 .gradio-container .lab { padding: 0; }
 .gradio-container .js-plotly-plot text { fill: var(--ink) !important; }
 .gradio-container .js-plotly-plot .hoverlayer text { fill: revert-layer !important; }
 .gradio-container .samples .wrap { flex-direction: column; gap: 6px; align-items: stretch; }
 .gradio-container .samples label { width: 100%; }
 .gradio-container .samples label span { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
+.gradio-container .talks { height: 44vh; min-height: 220px; overflow-y: auto; display: flex !important;
+  flex-direction: column-reverse; background: var(--card) !important; border: 1px solid var(--line) !important;
+  border-radius: 12px; padding: 6px 18px 14px !important; }
+.gradio-container .talks .asked { background: var(--even-bg); border-radius: 10px; padding: 6px 12px; }
+.gradio-container .talks .badword { color: var(--bad); }
+.gradio-container .talks progress { width: 100%; height: 6px; accent-color: var(--accent); }
 .gradio-container input[type=radio], .gradio-container input[type=checkbox] { border-color: var(--edge); }
-@media (max-width: 560px) { .gradio-container main.fillable { padding-left: 12px; padding-right: 12px; } }
+@media (max-width: 560px) { .gradio-container .main.fillable { padding-left: 12px; padding-right: 12px; } }
 """
 
 
