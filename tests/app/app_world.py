@@ -119,6 +119,13 @@ class Surfer:
         return [url for url in self.requests if not url.startswith(local)]
 
 
+def shoot(page: Any, name: str) -> None:
+    """A picture for the documentation, where ALIGNLAB_SCREENSHOTS names its folder."""
+    folder = os.environ.get("ALIGNLAB_SCREENSHOTS")
+    if folder:
+        page.screenshot(path=str(Path(folder) / f"app-{name}.png"), full_page=False)
+
+
 def axe_violations(page: Any) -> list[str]:
     """What axe-core (the file named by ALIGNLAB_AXE) finds serious or critical on a page; skips where it is not."""
     source = os.environ.get("ALIGNLAB_AXE")

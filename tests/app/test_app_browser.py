@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import re
 import threading
 import time
@@ -12,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from app_world import Server, axe_violations, plant_training, start_server, stop_server
+from app_world import Server, axe_violations, plant_training, shoot, start_server, stop_server
 
 from alignlab.app.pages import pages
 from alignlab.core.runs import Run
@@ -21,13 +20,6 @@ TOKEN = "a-token-for-the-browser-test"
 PAGES = {"home": "", "runs": "runs?run=train-seed-0&run=train-seed-1&run=train-seed-2&run=train-faster",
          "evaluate": "evaluate?run=eval-base&run=eval-tuned"}  # fmt: skip
 READY = {"home": "text=Latest runs", "runs": ".js-plotly-plot", "evaluate": ".js-plotly-plot"}
-
-
-def shoot(page: Any, name: str) -> None:
-    """A picture for the documentation, where ALIGNLAB_SCREENSHOTS names its folder."""
-    folder = os.environ.get("ALIGNLAB_SCREENSHOTS")
-    if folder:
-        page.screenshot(path=str(Path(folder) / f"app-{name}.png"), full_page=False)
 
 
 def test_home_is_there_before_anything_large(server: Server, surf: Any) -> None:

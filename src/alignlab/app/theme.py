@@ -81,7 +81,7 @@ body.lab > .page { max-width: 1120px; margin: 0 auto; padding: 20px 24px 72px; }
 .lab button.main { color: var(--accent-ink); background: var(--accent); border-color: var(--accent); }
 .lab button[aria-pressed=true] { outline: 3px solid var(--accent); outline-offset: 2px; }
 .lab kbd { font: .84em/1 var(--lab-mono); border: 1px solid currentColor; border-radius: 4px; padding: 1px 5px;
-  margin-right: 8px; opacity: .8; background: none; color: inherit; box-shadow: none; }
+  margin-right: 8px; background: none; color: inherit; box-shadow: none; }
 .lab input:not([type=checkbox], [type=radio]), .lab select, .lab textarea { font: inherit; color: var(--ink);
   background: var(--card); border: 1px solid var(--edge); border-radius: 8px; padding: 7px 10px; min-height: 40px;
   width: 100%; min-width: 0; }
