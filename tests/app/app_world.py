@@ -113,6 +113,20 @@ class Surfer:
         self.page.on("pageerror", lambda error: self.errors.append(str(error)))
         self.page.on("console", lambda said: self.errors.append(said.text) if said.type == "error" else None)
 
+    def failures(self) -> list[str]:
+        """What it complained of, but for the two lines that Gradio writes when a page is left while an answer is on its
+        way: it cancels that one itself, and then says that the connection broke."""
+        found: list[str] = []
+        left = False
+        for error in self.errors:
+            if error.startswith("AbortError"):
+                left = True
+            elif left and error.startswith("Unexpected error Connection errored out"):
+                left = False
+            else:
+                found.append(error)
+        return found
+
     def outside(self) -> list[str]:
         """Requests to anywhere but this machine; what a page holds itself is no request."""
         local = ("http://127.0.0.1:", "http://localhost:", "data:", "blob:", "about:")

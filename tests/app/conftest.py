@@ -71,7 +71,7 @@ def surf(chromium: Any) -> Iterator[Any]:
 
     yield window
     outside = [url for one in windows for url in one.outside()]
-    errors = [error for one in windows for error in one.errors]
+    errors = [error for one in windows for error in one.failures()]
     for one in windows:
         one.page.context.close()
     assert outside == []
