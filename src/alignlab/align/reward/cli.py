@@ -8,11 +8,11 @@ from typing import Literal
 
 from alignlab.core.actions import call, listed
 from alignlab.core.config import parse_cli, require
-from alignlab.core.errors import ConfigError, DataError
+from alignlab.core.errors import ConfigError
 
 ACTIONS: dict[str, tuple[str, str]] = {
     "train": ("alignlab.align.reward.train_cli:train", "learn a reward from a file of comparisons"),
-    "validate": ("alignlab.align.reward.cli:validate", "agreement with other comparisons, by slice, with intervals"),
+    "validate": ("alignlab.align.reward_validation.cli:validate", "agreement by slice, robustness, over-optimisation"),
     "score": ("alignlab.align.reward.cli:score", "the reward of answers, in a file or given here"),
 }
 """Where each action is: `module:function`, a function of its arguments that returns an exit code."""
@@ -37,52 +37,6 @@ def reward(argv: list[str]) -> int:
     if name not in ACTIONS:
         raise ConfigError(f"unknown action {name!r} of alignlab reward, allowed: {', '.join(ACTIONS)}")
     return call(ACTIONS[name][0], rest)
-
-
-@dataclass(frozen=True)
-class ValidateCommand:
-    """Measure a reward model on comparisons it has not seen."""
-
-    model: Path
-    """The directory of a reward model, or the run that trained one."""
-    data: Path | None = None
-    """JSON or JSONL of comparisons; none: those that the training kept back."""
-    out: Path | None = None
-    """Where to write the numbers as JSON."""
-    most: int | None = None
-    """Comparisons to read at most; none: all."""
-    batch_size: int = 16
-    """Responses per forward pass."""
-    dtype: Literal["auto", "float32", "bfloat16"] = "auto"
-    """Type of the trunk's weights."""
-    device: str = "auto"
-    """auto, cpu, cuda or mps."""
-
-    def __post_init__(self) -> None:
-        require(self.batch_size >= 1, "batch_size", self.batch_size, "a positive whole number")
-        require(self.most is None or self.most >= 1, "most", self.most, "none or a positive whole number")
-
-
-def validate(argv: list[str]) -> int:
-    """The `alignlab reward validate` command; returns its exit code."""
-    command = parse_cli(ValidateCommand, argv, prog="alignlab reward validate", first="model")
-    from alignlab.align.reward.measures import measure_reward
-    from alignlab.align.reward.readers import read_pairs
-    from alignlab.align.reward.saved import load_reward, plain_prompts
-    from alignlab.core.files import atomic_write
-    from alignlab.core.run_creation import pretty_json
-
-    model, _ = load_reward(command.model, dtype=command.dtype, device=command.device, batch_size=command.batch_size)
-    data = command.data or command.model / "artifacts" / "heldout.jsonl"
-    if command.data is None and not data.is_file():
-        raise DataError(f"{command.model} kept no comparisons back, give a file of comparisons with --data")
-    pairs = plain_prompts(model, read_pairs(data, most=command.most))
-    measures = measure_reward(model, pairs)
-    print(f"{measures.pairs} comparisons of {measures.dialogues} dialogues")
-    print("\n".join(measures.lines()))
-    if command.out is not None:
-        atomic_write(command.out, pretty_json(measures.as_dict()))
-    return 0
 
 
 @dataclass(frozen=True)

@@ -8,6 +8,7 @@ import numpy as np
 import plotly.graph_objects as go
 
 from alignlab.align.reward_validation.curves import Curve, CurveFit
+from alignlab.align.reward_validation.robustness import Robustness
 from alignlab.core.errors import DataError
 from alignlab.stats.interval import Interval
 from alignlab.viz.theme import COLOURWAY, INK, label, styled
@@ -67,7 +68,7 @@ def _points(figure: go.Figure, curve: Curve, cells: Sequence[Interval], colour: 
 
 
 def by_margin_figure(rows: Mapping[str, Sequence[tuple[float, float, float, float]]], *, x: str) -> go.Figure:
-    """Lines of (x, share, low, high) by name: agreement against the size of a margin, and the diagonal's like."""
+    """Lines of (x, share, low, high) by name, such as agreement against the size of a margin; dotted is chance."""
     if not any(rows.values()):
         raise DataError("rows is empty; by_margin_figure needs at least one point")
     figure = go.Figure()
@@ -92,3 +93,54 @@ def by_margin_figure(rows: Mapping[str, Sequence[tuple[float, float, float, floa
     figure.update_xaxes(title={"text": x})
     figure.update_yaxes(title={"text": "agreement"}, tickformat=".0%")
     return styled(figure)
+
+
+def slices_figure(slices: Mapping[str, Interval], overall: Interval) -> go.Figure:
+    """Accuracy of each slice as a dot with its interval, and the overall accuracy as a line."""
+    if not slices:
+        raise DataError("slices is empty; slices_figure needs at least one")
+    figure = go.Figure()
+    figure.add_vline(x=overall.estimate, line={"color": INK, "width": 1, "dash": "dot"})
+    figure.add_scatter(**_dots(slices, COLOURWAY[1], "accuracy"))
+    return _rows_of_dots(figure, len(slices))
+
+
+def edits_figure(robustness: Robustness) -> go.Figure:
+    """Flips by edit, paraphrases blue and changes of length orange, where both sides are edited."""
+    figure = go.Figure()
+    for kind, colour in (("paraphrase", PROXY), ("length", GOLD)):
+        effects = {effect.name: effect.flips for effect in robustness.effects if effect.kind == kind}
+        if effects:
+            figure.add_scatter(**_dots(effects, colour, kind))
+    if not figure.data:
+        raise DataError("no edit changed a text; edits_figure has nothing to draw")
+    return _rows_of_dots(figure, len(robustness.effects)).update_layout(showlegend=True, margin={"t": 40})
+
+
+def _dots(cells: Mapping[str, Interval], colour: str, name: str) -> dict[str, object]:
+    return {
+        "name": label(name),
+        "x": [cell.estimate for cell in cells.values()],
+        "y": [label(row) for row in cells],
+        "error_x": {
+            "type": "data",
+            "symmetric": False,
+            "array": [min(cell.high, 1.0) - cell.estimate for cell in cells.values()],
+            "arrayminus": [cell.estimate - max(cell.low, 0.0) for cell in cells.values()],
+            "color": INK,
+            "thickness": 1.4,
+            "width": 4,
+        },
+        "mode": "markers",
+        "marker": {"size": 9, "color": colour},
+        "customdata": [[cell.low, cell.high, cell.n] for cell in cells.values()],
+        "hovertemplate": "<b>%{y}</b><br>%{x:.1%} [%{customdata[0]:.1%}, %{customdata[1]:.1%}]"
+        "<br>n = %{customdata[2]}<extra></extra>",
+    }
+
+
+def _rows_of_dots(figure: go.Figure, rows: int) -> go.Figure:
+    figure.update_yaxes(autorange="reversed", showgrid=False, tickfont={"size": 11}, dtick=1)
+    figure.update_xaxes(tickformat=".0%")
+    figure.update_layout(showlegend=False, margin={"t": 12})
+    return styled(figure, height=max(150, 70 + 24 * rows))

@@ -9,9 +9,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from alignlab.align.pairs import PreferencePair
 from alignlab.align.policy import evaluating
 from alignlab.align.preference_model import PreferenceModel
 from alignlab.align.reward.encoder import WordPieces
+from alignlab.align.reward.examples import dialogue_of
 from alignlab.align.reward_validation.best_of_n import FloatArray
 from alignlab.align.rollout import RewardFn, ScoresResponses
 from alignlab.core.errors import DataError
@@ -59,6 +61,14 @@ def sample_rewards(
                 found[name].append(score_answers(reward, part, texts))
             task.advance(len(part), tokens=sum(len(c.tokens) for c in completions))
     return SampledRewards(answers, {name: np.concatenate(parts) for name, parts in found.items()})
+
+
+def distinct_prompts(pairs: Sequence[PreferencePair]) -> list[Prompt]:
+    """The prompts of different dialogues, the first of each."""
+    first: dict[str, Prompt] = {}
+    for pair in pairs:
+        first.setdefault(dialogue_of(pair.prompt), pair.prompt)
+    return list(first.values())
 
 
 def score_answers(reward: Reward, prompts: Sequence[Prompt], answers: Sequence[Sequence[str]]) -> FloatArray:
