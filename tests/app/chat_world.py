@@ -90,5 +90,6 @@ def plant_model(folder: Path, seed: int = 0, *, chat: bool = True, n_ctx: int = 
     core.pre_tokenizer = pre_tokenizers.Split(tokenizers.Regex("."), "isolated")
     core.decoder = decoders.Fuse()
     tokenizer = Tokenizer(core, SpecialTokens(eos=len(words) - 1 if ends else None), TEMPLATE if chat else None)
-    config = GPTConfig(vocab_size=len(words), n_ctx=n_ctx, d_model=16, n_layers=1, n_heads=2, d_mlp=32)
+    # Widths that the compiled step does not know: each test process would wait for its compiler.
+    config = GPTConfig(vocab_size=len(words), n_ctx=n_ctx, d_model=20, n_layers=1, n_heads=2, d_mlp=36)
     return export_hf(LanguageModel(GPTModel(config, seed=seed).eval(), tokenizer, folder.name, "test"), folder)

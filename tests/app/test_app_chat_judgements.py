@@ -197,9 +197,12 @@ def test_the_page_shows_words_as_they_come_and_tells_what_is_wrong(world: World,
     assert (left["value"], right["value"], told) == ("base", "tuned", "")
     assert "base: loaded when you begin to write" in panels[0]
 
-    async def steps(words: str, values: list[Any]) -> list[list[Any]]:
-        return [step async for step in events.send(conversation, words, *values)]
+    async def steps(words: str, values: list[Any], talk: Conversation | None = conversation) -> list[list[Any]]:
+        return [step async for step in events.send(talk, words, *values)]
 
+    (early,) = asyncio.run(steps("hello", VALUES, None))
+    assert "still being opened" in early[2]
+    assert "no answers to compare" in events.voter("left")(None, *VALUES)[2]
     (refused,) = asyncio.run(steps(" ", VALUES))
     assert "write something first" in refused[2]
     shown = asyncio.run(steps("hello", VALUES))

@@ -61,12 +61,14 @@ def test_models_that_are_named_are_the_only_ones(planted: Path) -> None:
     named = (str(planted / "base"), str(planted / "runs" / "tuned-run"), "some-name")
     found = offers(AppContext(planted / "runs", models=named))
     assert [offer.spec for offer in found] == list(named)
-    assert [offer.label for offer in found] == [f"{planted.name}/base", "runs/tuned-run", "some-name"]
+    assert [offer.label for offer in found] == ["base", "tuned-run", "some-name"]
     assert first_choice(found) == named[:2]
     assert first_choice([]) == (None, None)
     assert first_choice([Offer("one", "one")]) == ("one", "one")
-    twice = offers(AppContext(planted, models=("a/x/model", "b/x/model", "b/x/model")))
-    assert [offer.label for offer in twice] == ["a/x/model", "b/x/model"]
+    two = [str(planted / "base"), str(planted / "other" / "base")]
+    (planted / "other" / "base").mkdir(parents=True)
+    twice = offers(AppContext(planted, models=(*two, two[0])))
+    assert [offer.label for offer in twice] == [f"{planted.name}/base", "other/base"]
 
 
 def test_a_run_from_elsewhere_and_an_adapter_load_as_what_they_are(planted: Path) -> None:

@@ -170,3 +170,13 @@ def test_what_models_and_people_say_is_text() -> None:
         assert "<b>" not in shown
         assert "${" not in shown
         assert "{{" not in shown
+
+
+def test_twenty_people_queue_and_none_is_turned_away() -> None:
+    models = {"base": echo("base"), "tuned": echo("tuned")}
+    shelf = ModelShelf(loader(models))
+    exchanges = [Conversation(shelf).say(f"i am {number}", BOTH, SETTINGS) for number in range(20)]
+    wait_until(lambda: all(exchange.settled for exchange in exchanges))
+    for number, exchange in enumerate(exchanges):
+        assert [reply.text for reply in exchange.replies] == [f"{m} heard i am {number} " for m in models]
+    assert [model.most_at_once for model in models.values()] == [1, 1]

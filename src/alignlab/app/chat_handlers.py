@@ -88,11 +88,13 @@ class Handlers:
         known = {offer.spec: offer for offer in self.offered()}
         return [known.get(said.left or ""), known.get(said.right or "")]
 
-    def begin(self, conversation: Conversation, words: str, said: Said) -> list[Offer | None]:
+    def begin(self, conversation: Conversation | None, words: str, said: Said) -> list[Offer | None]:
         """Store what was noted of the last answers, then put the words to both models, which are returned.
 
         Raises AlignlabError where either cannot be: nothing has begun then, and the fields stay as they are.
         """
+        if conversation is None:
+            raise ConfigError("the page is still being opened: send it again in a moment")
         chosen = self.chosen(said)
         if None in chosen:
             raise ConfigError("choose a model on each side first")
@@ -101,9 +103,9 @@ class Handlers:
         conversation.say(words, cast("list[Offer]", chosen), settings, blind=said.blind)
         return chosen
 
-    def keep_notes(self, conversation: Conversation, said: Said) -> list[str]:
+    def keep_notes(self, conversation: Conversation | None, said: Said) -> list[str]:
         """Store ratings and notes of the last answers that are not stored yet; what was stored, in words."""
-        exchange, stored = conversation.last, []
+        exchange, stored = None if conversation is None else conversation.last, list[str]()
         if exchange is None:
             return []
         for side, reply in enumerate(exchange.replies):
@@ -116,10 +118,10 @@ class Handlers:
             stored.append(f"{SIDES[side]} {'' if rating is None else f'{rating} of {HIGHEST}'}".strip())
         return stored
 
-    def prefer(self, conversation: Conversation, vote: Vote, said: Said) -> str:
+    def prefer(self, conversation: Conversation | None, vote: Vote, said: Said) -> str:
         """Store a vote on the last answers. Raises AlignlabError where it cannot be."""
-        exchange = conversation.last
-        if exchange is None:
+        exchange = None if conversation is None else conversation.last
+        if conversation is None or exchange is None:
             raise ConfigError("there are no answers to compare yet")
         self.keep_notes(conversation, said)
         self.judgements.prefer(exchange, vote, said.judge())
@@ -156,7 +158,7 @@ class Events:
         chosen = [known.get(left or ""), known.get(right or "")]
         return [conversation, *pickers, *panels(conversation, chosen, False), "" if offered else _NOTHING]
 
-    async def send(self, conversation: Conversation, words: str, *values: Any) -> AsyncIterator[list[Any]]:
+    async def send(self, conversation: Conversation | None, words: str, *values: Any) -> AsyncIterator[list[Any]]:
         """Put the words to both models and show what comes until both are done or stopped."""
         import gradio as gr
 
@@ -166,6 +168,7 @@ class Events:
         except AlignlabError as error:
             yield [gr.skip(), gr.skip(), notice(str(error)), gr.skip(), gr.skip(), *still]
             return
+        assert conversation is not None
         exchange = conversation.last
         assert exchange is not None
         busy = [gr.update(interactive=False), gr.update(interactive=True)]
@@ -195,11 +198,12 @@ class Events:
             self._does.shelf.prepare(spec)
         until, shown = time.monotonic() + _LONGEST_LOOK, [""]
         while conversation.last is None and time.monotonic() < until:
+            going = any(self._does.shelf.loading(spec) for spec in specs)  # looked at first: the end is shown too
             now = panels(conversation, chosen, said.blind)
             if now != shown:
                 shown = now
                 yield list(shown)
-            if not any(self._does.shelf.loading(spec) for spec in specs):
+            if not going:
                 return
             await asyncio.sleep(_LOOK_SECONDS)
 
@@ -208,7 +212,7 @@ class Events:
         if conversation is not None:
             conversation.stop()
 
-    def fresh(self, conversation: Conversation, *values: Any) -> list[Any]:
+    def fresh(self, conversation: Conversation | None, *values: Any) -> list[Any]:
         """A new conversation; what was noted of the last answers is stored first."""
         import gradio as gr
 
@@ -218,7 +222,7 @@ class Events:
             chosen = self._does.chosen(said)
         except AlignlabError as error:
             return [gr.skip(), gr.skip(), gr.skip(), notice(str(error)), *[gr.skip()] * 5]
-        conversation.stop()
+        self.stop(conversation)
         conversation = Conversation(self._does.shelf)
         return [conversation, *panels(conversation, chosen, said.blind), "", "", None, None, "", ""]
 
@@ -226,17 +230,18 @@ class Events:
         """The handler of one of the three buttons."""
         import gradio as gr
 
-        def prefer(conversation: Conversation, *values: Any) -> list[Any]:
+        def prefer(conversation: Conversation | None, *values: Any) -> list[Any]:
             said = Said.of(values)
             try:
                 told = self._does.prefer(conversation, vote, said)
+                assert conversation is not None
                 return [*panels(conversation, self._does.chosen(said), said.blind), _done(told)]
             except AlignlabError as error:
                 return [gr.skip(), gr.skip(), notice(str(error))]
 
         return prefer
 
-    def keep(self, conversation: Conversation, *values: Any) -> str:
+    def keep(self, conversation: Conversation | None, *values: Any) -> str:
         """Store ratings and notes; what is there to say of it."""
         import gradio as gr
 

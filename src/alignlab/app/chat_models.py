@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -92,17 +92,19 @@ def _base_of(spec: str) -> str | None:
     return base if isinstance(base, str) else None
 
 
-def _short(spec: str) -> str:
-    """A path by its last two parts, a name as it is."""
+def _short(spec: str, parts: int = 1) -> str:
+    """A path by its last part or parts, a name as it is."""
     path = Path(spec).expanduser()
-    return "/".join(path.absolute().parts[-2:]) if path.exists() else spec
+    return "/".join(path.absolute().parts[-parts:]) if path.exists() else spec
 
 
 def _labelled(found: Sequence[Offer]) -> list[Offer]:
-    """Each once; where two have one label, both are called by their specs."""
+    """Each once; where several have one label, they are called by more of their paths, or by all."""
     once = list({offer.spec: offer for offer in found}.values())
-    labels = [offer.label for offer in once]
-    return [offer if labels.count(offer.label) == 1 else Offer(offer.spec, offer.spec, offer.base) for offer in once]
+    for longer in (lambda spec: _short(spec, 2), str):
+        labels = [offer.label for offer in once]
+        once = [one if labels.count(one.label) == 1 else replace(one, label=longer(one.spec)) for one in once]
+    return once
 
 
 def first_choice(offered: Sequence[Offer]) -> tuple[str | None, str | None]:

@@ -135,9 +135,10 @@ _GRADIO_RULES = """
 .gradio-container .samples .wrap { flex-direction: column; gap: 6px; align-items: stretch; }
 .gradio-container .samples label { width: 100%; }
 .gradio-container .samples label span { overflow: hidden; text-overflow: ellipsis; white-space: nowrap; }
-.gradio-container .talks { height: 44vh; min-height: 220px; overflow-y: auto; display: flex !important;
+.gradio-container .talks { height: clamp(220px, 38vh, 460px); overflow-y: auto; display: flex !important;
   flex-direction: column-reverse; background: var(--card) !important; border: 1px solid var(--line) !important;
   border-radius: 12px; padding: 6px 18px 14px !important; }
+.gradio-container .talks > * { margin-bottom: auto; }
 .gradio-container .talks .asked { background: var(--even-bg); border-radius: 10px; padding: 6px 12px; }
 .gradio-container .talks .badword { color: var(--bad); }
 .gradio-container .talks progress { width: 100%; height: 6px; accent-color: var(--accent); }
