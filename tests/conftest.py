@@ -25,9 +25,13 @@ settings.load_profile("alignlab")
 
 @pytest.fixture(autouse=True, scope="session")
 def _own_folders(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
-    """Keep the user's caches and runs out of the tests."""
+    """Keep the user's caches and runs out of the tests; processes that test side by side share compiled programs."""
+    home, base = tmp_path_factory.mktemp("home"), tmp_path_factory.getbasetemp()
+    kernels = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / "kernels"
+    kernels.mkdir(exist_ok=True)
+    (home / "kernels").symlink_to(kernels)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setenv("ALIGNLAB_HOME", str(tmp_path_factory.mktemp("home")))
+        patch.setenv("ALIGNLAB_HOME", str(home))
         patch.setenv("ALIGNLAB_RUNS", str(tmp_path_factory.mktemp("runs")))
         yield
 

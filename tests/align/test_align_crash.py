@@ -10,6 +10,8 @@ from pathlib import Path
 
 import pytest
 
+from alignlab.core.files import user_dir
+
 SCRIPT = Path(__file__).with_name("tiny_run.py")
 spec = importlib.util.spec_from_file_location("tiny_run", SCRIPT)
 assert spec is not None
@@ -21,6 +23,8 @@ spec.loader.exec_module(tiny_run)
 def killed_run(folder: Path, kills: int, seed: int) -> str:
     """Make folder/whole and folder/killed; returns what the program printed."""
     model = tiny_run.build_model(folder / "model")
+    (folder / "home").mkdir()
+    (folder / "home" / "kernels").symlink_to(user_dir("kernels"))  # compiled once for all tests
     done = subprocess.run(
         [sys.executable, SCRIPT, "crash", model, folder, str(kills), str(seed)],
         capture_output=True,

@@ -204,7 +204,7 @@ def test_a_checkpoint_of_another_model_is_refused(finished: Callable[[str], Path
     """The model directory was replaced between two starts: the supervised stage sees it before it trains on."""
     mine = tmp_path / "model"
     shutil.copytree(model, mine)
-    config, path = tiny_run.tiny_config(mine), tmp_path / "run"
+    config, path = tiny_run.tiny_config(mine, "none"), tmp_path / "run"
     tiny_run.run_pipeline(config, path)
     for stage in ("supervised", "sl-cai"):
         (path / "stages" / f"{stage}.json").unlink()

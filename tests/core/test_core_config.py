@@ -83,6 +83,7 @@ outers = st.builds(
 
 @given(outers)
 @example(Outer(name="a\x85b", words=("\u2028", "\r", "\r\n"), table={"\x85": 0.0}))
+@pytest.mark.no_cover
 def test_dict_and_yaml_round_trip(config: Outer) -> None:
     plain = to_dict(config)
     assert from_dict(Outer, plain) == config

@@ -167,7 +167,7 @@ def test_a_tokenizer_without_an_end_token(make_model: MakeModel) -> None:
 # Wrapping up ----------------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("max_tokens", [20, 21, 23, 30, 60])
+@pytest.mark.parametrize("max_tokens", [20, 21, 23, 30, pytest.param(60, marks=pytest.mark.slow)])
 def test_answers_are_finished_before_max_tokens(max_tokens: int, make_lm: MakeLM) -> None:
     """Strings and lists without bounds would go on for ever; they end in time, whole."""
     entry = {"type": "object", "properties": {"tag": {"type": "string"}, "more": {"type": "array"}}}

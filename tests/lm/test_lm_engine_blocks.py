@@ -129,6 +129,7 @@ arrivals = st.lists(
 
 
 @given(arrivals, st.integers(10, 24), st.integers(1, 5), st.integers(1, 12))
+@pytest.mark.no_cover
 def test_any_traffic_ends_and_leaves_nothing_behind(
     traffic: list[tuple[int, list[int], int, int, bool]], blocks: int, max_running: int, chunk: int
 ) -> None:

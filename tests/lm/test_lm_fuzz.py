@@ -120,6 +120,7 @@ BAD_NUMBERS = [0, 1, 2**31 - 1, 2**31, 2**32 - 1, 2**40, 2**62, 2**63 - 1, 2**63
 
 @given(data=st.data())
 @settings(max_examples=N_EXAMPLES, deadline=None)
+@pytest.mark.no_cover
 def test_gguf_with_a_changed_range_of_its_header(data: st.DataObject, gguf_bytes: bytes, scratch: Path) -> None:
     at = data.draw(st.integers(0, header_end(gguf_bytes) - 1))
     patch = data.draw(
@@ -134,6 +135,7 @@ def test_gguf_with_a_changed_range_of_its_header(data: st.DataObject, gguf_bytes
     survives(read_everything, scratch / "changed.gguf")
 
 
+@pytest.mark.no_cover
 def test_gguf_with_every_single_byte_of_its_header_changed(gguf_bytes: bytes, scratch: Path) -> None:
     for at in range(header_end(gguf_bytes)):
         damaged = bytearray(gguf_bytes)
@@ -220,6 +222,7 @@ def read_tensors(path: Path) -> None:
 
 @given(data=st.data())
 @settings(max_examples=N_EXAMPLES, deadline=None)
+@pytest.mark.no_cover
 def test_safetensors_with_a_changed_range_of_its_header(data: st.DataObject, scratch: Path) -> None:
     intact = small_safetensors(scratch / "st")
     end = 8 + int.from_bytes(intact[:8], "little")

@@ -85,6 +85,7 @@ def test_what_a_family_holds_is_written_as_ever(tmp_path: Path, byte_tokenizer: 
             assert (tmp_path / "chosen" / file.name).read_bytes() == file.read_bytes()
 
 
+@pytest.mark.no_cover
 def test_every_two_choices_find_a_format_that_holds_them(byte_tokenizer: Tokenizer, tmp_path: Path) -> None:
     """Wherever `hf_refusal` is silent the family does hold the model: over all pairs of a few values of each choice."""
     values: dict[str, tuple[Any, ...]] = {

@@ -120,7 +120,7 @@ def test_the_command_trains_and_goes_on(corpus: Path, tmp_path: Path, capsys: py
     assert "5 updates" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("kind", [pytest.param("ddp", marks=pytest.mark.slow), "fsdp"])
+@pytest.mark.parametrize("kind", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
 def test_several_processes_leave_one_model_and_their_logs(
     corpus: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -162,7 +162,10 @@ def check_distribution(make_model: MakeModel, draft_seed: int | None, n: int, **
     assert p_value(found, sharp) < FALSE_ALARM
 
 
-@pytest.mark.parametrize(("draft_seed", "filters"), [(1, {"temperature": 2.0}), (None, {"temperature": 2.0})])
+@pytest.mark.parametrize(
+    ("draft_seed", "filters"),
+    [(1, {"temperature": 2.0}), pytest.param(None, {"temperature": 2.0}, marks=pytest.mark.slow)],
+)
 def test_sequences_follow_the_target(draft_seed: int | None, filters: dict[str, Any], make_model: MakeModel) -> None:
     """All 64 continuations of three tokens, 600 samples; false alarms in 1e-6 of correct programs a case."""
     check_distribution(make_model, draft_seed, 600, **filters)
