@@ -95,14 +95,23 @@ def by_margin_figure(rows: Mapping[str, Sequence[tuple[float, float, float, floa
     return styled(figure)
 
 
-def slices_figure(slices: Mapping[str, Interval], overall: Interval) -> go.Figure:
-    """Accuracy of each slice as a dot with its interval, and the overall accuracy as a line."""
-    if not slices:
-        raise DataError("slices is empty; slices_figure needs at least one")
-    figure = go.Figure()
+def slices_figure(groups: Mapping[str, Mapping[str, Interval]], overall: Interval) -> go.Figure:
+    """Accuracy of each slice as a dot with its interval, under the name of its group; the line is the overall one."""
+    if not any(groups.values()):
+        raise DataError("groups is empty; slices_figure needs at least one slice")
+    figure, names = go.Figure(), list[str]()
     figure.add_vline(x=overall.estimate, line={"color": INK, "width": 1, "dash": "dot"})
-    figure.add_scatter(**_dots(slices, COLOURWAY[1], "accuracy"))
-    return _rows_of_dots(figure, len(slices))
+    for i, (group, slices) in enumerate(groups.items()):
+        rows = range(len(names) + 1, len(names) + 1 + len(slices))
+        names += [f"<b>{label(group)}</b>", *map(label, slices)]
+        colour = COLOURWAY[1 + i % (len(COLOURWAY) - 1)]
+        figure.add_scatter(
+            **{**_dots(slices, colour, group), "y": list(rows), "text": [label(part) for part in slices]}
+        )
+    figure.update_traces(hovertemplate="<b>%{text}</b><br>%{x:.1%} [%{customdata[0]:.1%}, %{customdata[1]:.1%}]"
+        "<br>n = %{customdata[2]}<extra></extra>")  # fmt: skip
+    _rows_of_dots(figure, len(names))
+    return figure.update_yaxes(tickvals=list(range(len(names))), ticktext=names, dtick=None)
 
 
 def edits_figure(robustness: Robustness) -> go.Figure:

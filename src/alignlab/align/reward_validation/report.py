@@ -102,13 +102,13 @@ class ValidationReport:
             _robustness(page, self.robustness)
         if self.overoptimisation is not None:
             self.overoptimisation.add_to(page)
-        return page.footer("Written by `alignlab reward validate`.")
+        return page.footer("Written by alignlab reward validate.")
 
     def _slices(self, page: Page) -> None:
         page.heading("Accuracy by slice")
         if self.groups:
-            flat = {f"{g.name}: {part}": value for g in self.groups for part, value in g.slices.items()}
-            page.figure(slices_figure(flat, self.measures.accuracy), "The line is the accuracy on all comparisons")
+            drawn = {group.name: group.slices for group in self.groups}
+            page.figure(slices_figure(drawn, self.measures.accuracy), "The line is the accuracy on all comparisons")
         for group in self.groups:
             rows: list[list[object]] = [[part, value.n, value] for part, value in group.slices.items()]
             rows.append(["mean of these", None, group.macro])
@@ -116,13 +116,13 @@ class ValidationReport:
 
     def _agreement(self, page: Page) -> None:
         page.heading("Agreement by margin")
-        drawn = {
+        lines = {
             "agreement": [(r.middle, r.agreement.estimate, r.agreement.low, r.agreement.high) for r in self.by_model],
             "what the margins state": [(r.middle, r.attainable, r.attainable, r.attainable) for r in self.by_model],
         }
-        page.figure(by_margin_figure(drawn, x="size of the model's margin (nats)"), "Agreement by the model's margin")
+        page.figure(by_margin_figure(lines, x="size of the model's margin (nats)"), "Agreement by the model's margin")
         if len(self.by_annotators) > 1:
-            drawn = {
+            lines = {
                 "agreement": [
                     (r.middle, r.agreement.estimate, r.agreement.low, r.agreement.high) for r in self.by_annotators
                 ],
@@ -131,7 +131,7 @@ class ValidationReport:
                 ],
             }
             caption = "Agreement by how far the label lies from one half"
-            page.figure(by_margin_figure(drawn, x="|probability of the label - 1/2|"), caption)
+            page.figure(by_margin_figure(lines, x="|probability of the label - 1/2|"), caption)
         if self.calibration is not None:
             page.heading("Calibration")
             page.text(f"Expected calibration error {self.calibration.error} (plug-in {self.calibration.plug_in:.3f}).")
@@ -183,11 +183,11 @@ def _robustness(page: Page, found: Robustness) -> None:
         "being given to that side alone."
     )
     page.figure(edits_figure(found), "Share of comparisons in which the other side is preferred after the edit")
-    head = ["edit", "texts changed", "flips", "accuracy before", "after", "shift", "movement", "steals"]
+    head = ["edit", "flips", "movement", "shift", "steals", "accuracy before", "after", "texts changed"]
     page.table(
         head,
         [
-            [e.name, f"{e.changed:.0%}", e.flips, e.accuracy_before, e.accuracy_after, e.shift, e.movement, e.steals]
+            [e.name, e.flips, e.movement, e.shift, e.steals, e.accuracy_before, e.accuracy_after, f"{e.changed:.0%}"]
             for e in found.effects
         ],
     )

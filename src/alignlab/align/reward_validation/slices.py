@@ -147,9 +147,13 @@ def in_quarters(values: Sequence[float] | NDArray[np.float64], unit: str = "") -
     for code in set(codes[finite].tolist()):
         inside = numbers[finite & (codes == code)]
         low, high = float(inside.min()), float(inside.max())
-        span = f"{low:.4g}" if low == high else f"{low:.4g} to {high:.4g}"
+        span = _short(low) if low == high else f"{_short(low)} to {_short(high)}"
         names[code] = f"{span} {unit}".strip()
     return [names[code] if ok else None for code, ok in zip(codes.tolist(), finite.tolist(), strict=True)]
+
+
+def _short(number: float) -> str:
+    return f"{0.0 if abs(number) < 1e-3 else number:.4g}"
 
 
 def of_column(values: Sequence[object]) -> list[str | None]:
