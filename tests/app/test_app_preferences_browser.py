@@ -66,6 +66,37 @@ def plant(url: str, project: str, kind: Kind, count: int = 3) -> None:
         PreferenceCollector(store, project=project, annotator="-").add(questions)
 
 
+EXPLAINED = (
+    ("Why is the sky blue?", "Air scatters blue light more than red, so blue reaches us from every direction.",
+     "Because it reflects the sea, which is blue. Everybody knows that."),
+    ("My bread does not rise. What can I do?", "Throw it away and buy some. Baking is not for everyone.",
+     "Check the yeast first: stir it into warm water with a little sugar. If it foams within ten minutes it lives, and "
+     "the dough needs more time or a warmer place. If not, take a fresh packet."),
+    ("Explain a leap year to a child.", "A year is a bit longer than 365 days. We save the bits up, and every fourth "
+     "year they make a whole extra day: the 29th of February.", "It is a correction of the tropical year."),
+    ("How do I say no to a friend?", "Say it early, plainly and kindly: “I would love to help, but I cannot.”",
+     "You do not. Friends always say yes."),
+    ("What is a good way to learn chess?", "Play slowly, look at every check and capture, and read your lost games "
+     "again.", "Learn two hundred openings by heart."),
+)  # fmt: skip
+
+
+def plant_explanations(url: str) -> None:
+    """A project to look at, of which two people have judged some."""
+    questions = [
+        Question(prompt, tuple(answers), models=("model-alpha", "model-beta")) for prompt, *answers in EXPLAINED
+    ]
+    with open_store(url) as store:
+        PreferenceCollector(store, project="explanations", annotator="-").add(questions)
+        for name, count, last in (("ada", 4, 1), ("bob", 5, 2)):
+            lab = PreferenceCollector(store, project="explanations", annotator=name)
+            for i in range(count):
+                task = lab.next_task()
+                assert task is not None
+                longest = max(task.answers, key=lambda answer: len(answer.text)).id
+                lab.record(task, longest if i < 3 else last, seconds=4.0 + i)
+
+
 def judgements(url: str, project: str) -> list[Judgement]:
     with open_store(url) as store:
         return PreferenceCollector(store, project=project, annotator="-").judgements()
@@ -299,13 +330,7 @@ def gallery(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     kinds: tuple[Kind, ...] = ("pair", "ranking", "rating")
     for kind in kinds:
         plant(url, kind, kind, 6)
-    with open_store(url) as store:
-        for name in ("ada", "bob"):
-            lab = PreferenceCollector(store, project="pair", annotator=name)
-            for _ in range(4):
-                task = lab.next_task()
-                assert task is not None
-                lab.record(task, min(answer.id for answer in task.answers), seconds=3.0)
+    plant_explanations(url)
     running = start_server("--runs", str(folder / "runs"), "--store", url)
     yield running
     assert stop_server(running) == ""
@@ -353,20 +378,32 @@ def test_keys_are_for_judging_only(gallery: Server, surf: Any) -> None:
 
 
 @pytest.mark.parametrize("dark", [False, True])
-@pytest.mark.parametrize("kind", ["pair", "ranking", "rating"])
+@pytest.mark.parametrize("kind", ["explanations", "ranking", "rating"])
 def test_contrast_labels_and_order(gallery: Server, surf: Any, kind: str, dark: bool) -> None:
     page = arrive(surf, gallery, kind, "dora", dark=dark)
-    if kind == "pair":
+    if kind == "explanations":
         page.get_by_text("Cohen's kappa").wait_for()
     for summary in page.locator("summary").all():
         summary.click()
     assert axe_violations(page) == []
 
 
+def test_what_a_person_sees(gallery: Server, surf: Any) -> None:
+    page = arrive(surf, gallery, "explanations", "carol", height=1000)
+    page.keyboard.press("1")
+    wait_done(page, 1)
+    page.get_by_text("Cohen's kappa, ada and bob").wait_for()
+    assert "All together: 10 judgements of 3 people" in page.locator("[data-progress]").inner_text()
+    assert "model-alpha" not in page.content()
+    shoot(page, "preferences")
+
+
 def test_a_phone_stacks_the_answers(gallery: Server, surf: Any) -> None:
-    page = arrive(surf, gallery, "pair", "eve", width=390, height=844, dark=True)
+    page = arrive(surf, gallery, "explanations", "eve", width=390, height=844, dark=True)
     boxes = [one.bounding_box() for one in page.locator(".answer").all()]
     assert boxes[0]["x"] == boxes[1]["x"]
     assert boxes[1]["y"] >= boxes[0]["y"] + boxes[0]["height"]
+    buttons = page.locator(".actions").bounding_box()
+    assert buttons["y"] + buttons["height"] <= 844  # at hand however long the answers are
     assert page.evaluate("document.scrollingElement.scrollWidth") <= 390
     shoot(page, "preferences-phone")

@@ -8,7 +8,9 @@ where it was. A message that is sent twice does no more than once.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from alignlab.app import judging_markup as markup
@@ -24,12 +26,25 @@ if TYPE_CHECKING:
     from alignlab.core.store import Store
 
 
+_REST = 20
+"""How many times as long as the agreement took to measure it is shown unchanged, so that it never fills a core."""
+
+
+@dataclass(frozen=True)
+class _Measured:
+    """The agreement of a project, of so many judgements, good for all that come before `until`."""
+
+    state: tuple[int, int]
+    html: str
+    until: float
+
+
 class Desk:
     """Answers the messages of all who judge."""
 
     def __init__(self, kept: KeptStore) -> None:
         self.kept = kept
-        self._agreements: dict[str, tuple[tuple[int, int], str]] = {}
+        self._agreements: dict[str, _Measured] = {}
         self._measuring = threading.Lock()
         files = FileDesk(kept)
         self._acts: dict[str, Callable[[Message], Reply]] = {
@@ -102,12 +117,18 @@ class Desk:
             if len(progress.annotators) < 2:
                 return {"agreement": ""}
             state = (progress.judgements, progress.withdrawn)
-            with self._measuring:  # one at a time: it takes long where there is much, and others want to judge
-                before = self._agreements.get(collector.project)
-                if before is None or before[0] != state:
-                    before = state, markup.agreement(collector.agreement())
-                    self._agreements[collector.project] = before
-            return {"agreement": before[1]}
+            before = self._agreements.get(collector.project)
+            current = before is not None and (before.state == state or time.monotonic() < before.until)
+            # One at a time: it takes long where there is much, and meanwhile all others want to judge.
+            if not current and self._measuring.acquire(blocking=False):
+                try:
+                    began = time.monotonic()
+                    found = markup.agreement(collector.agreement())
+                    until = began + (time.monotonic() - began) * (1 + _REST)
+                    before = self._agreements[collector.project] = _Measured(state, found, until)
+                finally:
+                    self._measuring.release()
+            return {"agreement": before.html if before is not None else ""}
 
     def _next(self, collector: PreferenceCollector, current: object = None) -> Reply:
         task = open_comparison(collector, current) if isinstance(current, str) else None

@@ -120,12 +120,14 @@ body.lab > .page { max-width: 1120px; margin: 0 auto; padding: 20px 24px 72px; }
 """
 
 _GRADIO_RULES = """
-.gradio-container { width: 100%; max-width: min(1168px, 100vw) !important; margin: 0 auto !important; }
+.gradio-container { width: 100%; max-width: min(1168px, 100vw) !important; margin: 0 auto !important;
+  overflow: clip visible !important; }
 .gradio-container .column, .gradio-container .html-container, .gradio-container .block.lab {
   min-width: 0 !important; max-width: 100%; }
 .gradio-container .form { flex-wrap: wrap; }
 .gradio-container .form > .block { min-width: min(210px, 100%) !important; }
-.gradio-container .block.lab, .gradio-container .lab .html-container { padding: 0 !important; border: 0 !important; }
+.gradio-container .block.lab, .gradio-container .lab .html-container { padding: 0 !important; border: 0 !important;
+  overflow: clip visible !important; }
 .gradio-container .lab h1 { margin-top: 0; } .gradio-container .lab h2 { margin: 16px 0 0; }
 .gradio-container .nav-holder, .gradio-container footer { display: none !important; }
 .gradio-container .main.fillable { padding-top: 8px; max-width: none !important; }
