@@ -14,6 +14,7 @@ ACTIONS: dict[str, tuple[str, str]] = {
     "train": ("alignlab.align.reward.train_cli:train", "learn a reward from a file of comparisons"),
     "validate": ("alignlab.align.reward_validation.cli:validate", "agreement by slice, robustness, over-optimisation"),
     "score": ("alignlab.align.reward.cli:score", "the reward of answers, in a file or given here"),
+    "trajectories": ("alignlab.align.trajectories.cli:trajectories", "learn a control task from comparisons of clips"),
 }
 """Where each action is: `module:function`, a function of its arguments that returns an exit code."""
 
