@@ -142,13 +142,13 @@ def test_agreement_with_soft_labels() -> None:
 
 
 def test_a_calibrated_model_agrees_as_its_margins_state() -> None:
-    stated = RNG.normal(size=8000) * 2
-    margins = np.where(RNG.random(8000) < expit(stated), stated, -stated)
-    pairs = [RewardPair(f"q{i}", "a", "b") for i in range(8000)]
+    stated = RNG.normal(size=4000) * 2
+    margins = np.where(RNG.random(4000) < expit(stated), stated, -stated)
+    pairs = [RewardPair(f"q{i}", "a", "b") for i in range(4000)]
     rows = model_rows(margins, pairs)
     assert len(rows) == 8
-    for row in rows:  # 1,000 comparisons a row: five standard errors are below 0.08
-        assert row.agreement.estimate == pytest.approx(row.attainable, abs=0.08)
+    for row in rows:  # 500 comparisons a row: five standard errors are below 0.112
+        assert row.agreement.estimate == pytest.approx(row.attainable, abs=0.112)
     assert [row.middle for row in rows] == sorted(row.middle for row in rows)
     found = margin_calibration(margins[:2000], pairs[:2000])
     assert found is not None

@@ -94,9 +94,10 @@ def best_of_n(proxy: ArrayLike, values: ArrayLike, sizes: Sequence[int]) -> Floa
     order = np.argsort(p, axis=1, kind="stable")
     ranked = np.take_along_axis(v, order, axis=1)
     ties = np.take_along_axis(p, order, axis=1)
-    for row in np.flatnonzero((np.diff(ties, axis=1) == 0).any(axis=1)):
-        codes = np.unique(ties[row], return_inverse=True)[1]
-        ranked[row] = (np.bincount(codes, weights=ranked[row]) / np.bincount(codes))[codes]
+    # Equal proxy rewards stand in a row: each gets the mean of their values.
+    begins = np.concatenate([np.ones((len(p), 1), dtype=bool), np.diff(ties, axis=1) != 0], axis=1)
+    codes = np.cumsum(begins) - 1
+    ranked = (np.bincount(codes, weights=ranked.ravel()) / np.bincount(codes))[codes].reshape(p.shape)
     return np.asarray(ranked @ weights.T)
 
 
