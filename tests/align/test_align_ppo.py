@@ -48,6 +48,7 @@ def weights(trainer: PPOTrainer) -> dict[str, Tensor]:
 
 
 @pytest.mark.parametrize(("own_reference", "whiten"), [(True, True), (False, False)])
+@pytest.mark.no_cover
 def test_ppo_solves_the_kl_bandit(make_lm: Callable[..., LanguageModel], own_reference: bool, whiten: bool) -> None:
     """The maximum of E[r] - beta KL(pi || ref) is pi = ref exp(r / beta) / Z; total variation to it ends below 0.03.
 

@@ -44,6 +44,7 @@ def config(steps: int, rate: float = 0.01, batch_size: int = 16) -> PreferenceCo
 
 
 @pytest.mark.parametrize("lora", [LORA, None])
+@pytest.mark.no_cover
 def test_it_learns_a_planted_preference_and_generalises(make_lm, lora: LoraConfig | None) -> None:
     model = PreferenceModel(make_lm(), lora=lora)
     unseen = planted_pairs(100, seed=2)

@@ -73,6 +73,7 @@ def spelled(model: GPTModel, pattern: str, temperature: float) -> dict[tuple[int
     return found
 
 
+@pytest.mark.no_cover
 def test_answers_are_drawn_from_what_can_still_match(make_model: MakeModel) -> None:
     """Every spelling of every match, 2,000 samples, chi-square; a correct program fails with probability 1e-6.
 

@@ -53,6 +53,7 @@ def alone(lm: LanguageModel, requests: list[Request]) -> list[tuple[list[int], l
 
 
 @pytest.mark.parametrize("n", [24, pytest.param(500, marks=pytest.mark.slow)])
+@pytest.mark.no_cover
 def test_greedy_answers_alone_and_under_any_load(n: int, make_lm: MakeLM) -> None:
     """In float32, and not only the text: every log-probability has the same bits."""
     lm = make_lm(n_ctx=N_CTX, tie_embeddings=False)

@@ -84,6 +84,7 @@ SLOW_TOO = [pytest.param(end, penalty, marks=pytest.mark.slow) for end, penalty 
 
 
 @pytest.mark.parametrize(("with_end", "penalty"), [(False, 1.0), (True, 1.3), *SLOW_TOO])
+@pytest.mark.no_cover
 def test_greedy_tokens_equal_transformers(
     with_end: bool, penalty: float, pair: tuple[hf.PreTrainedModel, GPTModel]
 ) -> None:
@@ -131,6 +132,7 @@ SLOW = [
 
 
 @pytest.mark.parametrize(("family", "temperature"), [("gpt2", 0.0), ("llama", 0.9), ("gemma2", 0.9), *SLOW])
+@pytest.mark.no_cover
 def test_fifty_prompts_alone_and_together(family: str, temperature: float, make_model: MakeModel) -> None:
     """Half are unrelated and of 1 to 40 tokens, half share 20; alone, by eights, reversed all at once, mixed."""
     model = make_model(family, tie_embeddings=False)  # tied random weights repeat their input

@@ -137,6 +137,7 @@ def check(lm: LanguageModel, count: int, temperatures: tuple[float, ...]) -> Non
     assert wanted | {"dict", "list", "str"} <= {word for word in seen if seen[word] > count / 100}
 
 
+@pytest.mark.no_cover
 def test_answers_to_random_schemas_validate(make_lm: MakeLM) -> None:
     check(make_lm(n_ctx=512), 6, (0.0, 0.7, 1.0))
 

@@ -89,6 +89,7 @@ def test_scores_a_document_from_its_start() -> None:
 
 
 @pytest.mark.parametrize("order", [2, 3])
+@pytest.mark.no_cover
 def test_equals_nltk(order: int) -> None:
     """nltk has one discount, none on unigrams, and no uniform floor: the same model with those discounts."""
     lm = pytest.importorskip("nltk.lm", reason="nltk is not installed")

@@ -265,7 +265,7 @@ def test_gguf_files_without_packable_matrices_are_told(
         load(str(path), packed=True)
 
 
-@pytest.mark.parametrize("scheme", RULES)
+@pytest.mark.parametrize("scheme", ["int4", *(pytest.param(s, marks=pytest.mark.slow) for s in RULES if s != "int4")])
 def test_the_command_writes_what_the_others_read(
     make_lm: Make, byte_level_tokenizer: Tokenizer, tmp_path: Path, scheme: str, capsys: pytest.CaptureFixture[str],
     monkeypatch: pytest.MonkeyPatch,

@@ -72,6 +72,7 @@ def accepted(target: Tensor, drafted: Tensor, n: int) -> list[tuple[int, ...]]:
 
 
 @pytest.mark.parametrize("seed", [0, 1])
+@pytest.mark.no_cover
 def test_accepted_tokens_follow_the_target_whatever_drafts(seed: int) -> None:
     """All 125 triples of a vocabulary of five, 4,000 rounds; false alarms in 1e-6 of correct programs a case."""
     target, drafted = pair_of(5, seed)
@@ -166,6 +167,7 @@ def check_distribution(make_model: MakeModel, draft_seed: int | None, n: int, **
     ("draft_seed", "filters"),
     [(1, {"temperature": 2.0}), pytest.param(None, {"temperature": 2.0}, marks=pytest.mark.slow)],
 )
+@pytest.mark.no_cover
 def test_sequences_follow_the_target(draft_seed: int | None, filters: dict[str, Any], make_model: MakeModel) -> None:
     """All 64 continuations of three tokens, 600 samples; false alarms in 1e-6 of correct programs a case."""
     check_distribution(make_model, draft_seed, 600, **filters)

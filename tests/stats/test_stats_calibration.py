@@ -110,6 +110,7 @@ def coverage(truth: Truth, n: int, n_sets: int) -> tuple[float, float, float]:
     return float(np.mean(hits)), float(np.mean(estimates)), float(np.mean(plug_ins))
 
 
+@pytest.mark.no_cover
 def test_interval_covers_and_the_bias_is_gone() -> None:
     """100 sets of 400: at least 87 % (false alarm 1e-3 at a true 95 %); the plug-in value of a small error doubles."""
     covered, bias, naive_bias = coverage(TRUTHS["nearly right"], 400, 100)
@@ -118,6 +119,7 @@ def test_interval_covers_and_the_bias_is_gone() -> None:
     assert naive_bias > 0.02
 
 
+@pytest.mark.no_cover
 def test_a_calibrated_model_may_be_calibrated() -> None:
     """100 perfect models: 0 is inside in at least 92 (97.5 % by construction: false alarm 4e-3)."""
     assert coverage(lambda p: p, 400, 100)[0] >= 0.92

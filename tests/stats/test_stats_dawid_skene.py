@@ -74,6 +74,7 @@ def test_planted_parameters_are_recovered() -> None:
     assert certain.mean() == pytest.approx(right, abs=0.02)  # it knows how often it is right
 
 
+@pytest.mark.no_cover
 def test_another_package_finds_the_same() -> None:
     aggregation = pytest.importorskip("crowdkit.aggregation", reason="the package crowd-kit is not installed")
     pandas = pytest.importorskip("pandas", reason="pandas is not installed")
@@ -124,6 +125,7 @@ def coverage(n_sets: int, n: int, confusion: NDArray[np.float64] | None = None) 
     return hits / n_sets
 
 
+@pytest.mark.no_cover
 def test_intervals_of_accuracy_hold_the_truth_small() -> None:
     """30 sets of 5 raters: below 80 % for one has probability 0.0006 at a true 95 %, and the seed is fixed."""
     assert coverage(30, 300).min() >= 0.8

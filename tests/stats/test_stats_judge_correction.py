@@ -108,6 +108,7 @@ def clustered_case(seed: int, n_clusters: int) -> Interval:
     )
 
 
+@pytest.mark.no_cover
 def test_clustered_correction_covers() -> None:
     """150 data sets of 30 clusters: at least 89 % (false alarm 3e-3 at a true 95 %)."""
     assert covered(150, lambda seed: clustered_case(seed, 30), 0.4) >= 0.89

@@ -63,6 +63,7 @@ def observed(observer: Observer, *, steps: int, accumulate: int, uneven: bool = 
 
 
 @pytest.mark.parametrize("uneven", [False, True])
+@pytest.mark.no_cover
 def test_the_planted_noise_scale_is_recovered(uneven: bool) -> None:
     observer = GradientNoiseScale(decay=0.999)
     history = observed(observer, steps=100, accumulate=4, uneven=uneven)

@@ -161,6 +161,7 @@ def test_estimators_are_equal_on_the_same_rows(trained: GPTModel) -> None:
     assert single.variance == pytest.approx(during.variance, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_estimators_agree_on_a_model_and_real_text(trained: GPTModel) -> None:
     during = two_batch(trained, steps=40, accumulate=6, rows=4).moments.estimate().scale
     single = per_example_noise_scale(trained, language_model_loss, [windows(prose(), 240, "single")]).scale

@@ -211,6 +211,7 @@ def test_pronouns_follow_the_labour_market_or_not(tmp_path: Path) -> None:
         occupation_bias(blind)
 
 
+@pytest.mark.no_cover
 def test_the_slope_interval_covers() -> None:
     """50 occupations, noise that grows with the share: the 95 % interval holds the slope in 93 to 97 % of 1,000 draws.
 
