@@ -63,6 +63,7 @@ def at_most(level: float, runs: int) -> float:
 
 @RUNS
 @pytest.mark.parametrize("binary", [False, True])
+@pytest.mark.no_cover
 def test_a_null_is_called_a_difference_at_most_at_alpha(runs: int, binary: bool) -> None:
     found = rates((0.0,), margin=0.15, n=200, runs=runs, binary=binary)
     assert found["supported"] + found["refuted"] <= at_most(0.05, runs)
@@ -76,6 +77,7 @@ def test_a_difference_of_the_margin_is_hardly_ever_tied(runs: int) -> None:
 
 
 @RUNS
+@pytest.mark.no_cover
 def test_a_planted_difference_is_found(runs: int) -> None:
     found = rates((0.2,), margin=0.05, n=150, runs=runs)
     assert found["supported"] >= 0.97
@@ -84,6 +86,7 @@ def test_a_planted_difference_is_found(runs: int) -> None:
 
 
 @RUNS
+@pytest.mark.no_cover
 def test_four_hypotheses_are_corrected_together(runs: int) -> None:
     """Any false difference among four nulls, and any false `tied` among four differences of the margin."""
     found = rates((0.0, 0.0, 0.0, 0.0), margin=0.5, n=40, runs=runs)

@@ -55,6 +55,7 @@ def covered(n: int, runs: int, shift: float) -> float:
     return held / runs
 
 
+@pytest.mark.no_cover
 def test_the_change_of_the_calibration_error_is_covered() -> None:
     """60 data sets, 95 %: at least 50 (false alarm 1e-4)."""
     assert covered(200, 60, 0.1) >= 50 / 60

@@ -216,6 +216,7 @@ def test_learning_rates_are_chosen_by_short_trainings(tmp_path: Path, monkeypatc
     assert found.numbers["learning_rates"] == {"lstm-tiny": 1e-2, "transformer-tiny": 1e-2}
 
 
+@pytest.mark.slow
 def test_smoke_runs_on_the_packaged_prose(tmp_path: Path) -> None:
     path = run_study(AutoregressiveFamilies(), "smoke", root=tmp_path)
     found = read_findings(path)
