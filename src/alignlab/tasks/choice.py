@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-from alignlab.core.errors import ConfigError, DataError
+from alignlab.core.errors import DataError
 from alignlab.lm.types import Completion, Sampler
 from alignlab.tasks.task import Sample, Score, Task
+from alignlab.tasks.template_fields import check_fields
 
 Style = Literal["cloze", "letter"]
 Normalise = Literal["none", "characters", "bytes", "tokens"]
@@ -67,17 +68,7 @@ class ChoiceTemplate:
     def __post_init__(self) -> None:
         needed = {"question": ["question"] + (["choices"] if self.style == "letter" else []), "choice": ["choice"]}
         for name, fields in needed.items():
-            text = getattr(self, name)
-            try:
-                present = {field for _, field, _, _ in string.Formatter().parse(text) if field is not None}
-            except ValueError as error:
-                raise ConfigError(f"template {name} is {text!r}: {error}") from None
-            missing = [field for field in fields if field not in present]
-            if missing:
-                raise ConfigError(f"template {name} is {text!r}, it leaves out {{{missing[0]}}}")
-            if present - set(fields):
-                other = sorted(present - set(fields))[0]
-                raise ConfigError(f"template {name} asks for {{{other}}}, allowed: {', '.join(fields)}")
+            check_fields(name, getattr(self, name), fields)
 
     def asked(self, item: ChoiceItem) -> str:
         """The question, up to where an answer is scored."""

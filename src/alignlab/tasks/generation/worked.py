@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import string
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -12,6 +11,7 @@ from alignlab.core.errors import ConfigError, DataError
 from alignlab.lm.types import Completion, Message, Prompt, Sampler, SamplingParams
 from alignlab.tasks.choice import LETTERS
 from alignlab.tasks.task import Sample, Scorer, Task
+from alignlab.tasks.template_fields import check_fields, fields_in
 
 
 @dataclass(frozen=True)
@@ -71,21 +71,11 @@ class WorkedTemplate:
         }
         needed = {"question": ("question",), "solution": ("answer",), "option": ("letter", "option")}
         for name, fields in allowed.items():
-            text, present = getattr(self, name), self.fields(name)
-            missing = [one for one in needed[name] if one not in present]
-            if missing:
-                raise ConfigError(f"template {name} is {text!r}, it leaves out {{{missing[0]}}}")
-            other = sorted(present - set(fields))
-            if other:
-                raise ConfigError(f"template {name} asks for {{{other[0]}}}, allowed: {', '.join(fields)}")
+            check_fields(name, getattr(self, name), needed[name], fields)
 
     def fields(self, name: str) -> set[str]:
-        """Names in braces of one of the texts. Raises ConfigError for a text that is no template."""
-        text = getattr(self, name)
-        try:
-            return {one for _, one, _, _ in string.Formatter().parse(text) if one is not None}
-        except ValueError as error:
-            raise ConfigError(f"template {name} is {text!r}: {error}") from None
+        """Names in braces of one of the texts."""
+        return fields_in(name, getattr(self, name))
 
     def asked(self, item: WorkedItem) -> str:
         """The question as the model reads it."""

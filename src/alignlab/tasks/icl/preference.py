@@ -7,15 +7,14 @@ order: a model that always says A gets one of the two right and 0.5 on the pair.
 
 from __future__ import annotations
 
-import string
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from alignlab.core.errors import ConfigError
 from alignlab.lm.types import Completion, Message, Prompt, Sampler
 from alignlab.tasks.choice import Likeliest, Likelihoods, Normalise
 from alignlab.tasks.icl.pairs import AnswerPair
 from alignlab.tasks.task import Sample, Score, Task
+from alignlab.tasks.template_fields import check_fields
 
 MARKS = {"user": "Human", "assistant": "Assistant", "system": "System"}
 
@@ -34,16 +33,7 @@ class AskWhich:
     """As the user's message of a conversation rather than as raw text."""
 
     def __post_init__(self) -> None:
-        needed = {"prompt", "first", "second"}
-        try:
-            present = {field for _, field, _, _ in string.Formatter().parse(self.question) if field is not None}
-        except ValueError as error:
-            raise ConfigError(f"question is {self.question!r}: {error}") from None
-        if present != needed:
-            odd = sorted(present ^ needed)[0]
-            raise ConfigError(
-                f"question is {self.question!r}, it {'leaves out' if odd in needed else 'asks for'} {odd}"
-            )
+        check_fields("question", self.question, ("prompt", "first", "second"))
 
     def prompt(self, pair: AnswerPair, first: str, second: str) -> Prompt:
         """The pair as a question."""

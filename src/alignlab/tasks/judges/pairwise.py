@@ -12,9 +12,10 @@ from alignlab.lm.types import Completion, Message
 from alignlab.tasks.judges.asking import LITTLE_MASS, JudgeModel
 from alignlab.tasks.judges.pointwise import question_text
 from alignlab.tasks.judges.reading import read_choice
-from alignlab.tasks.judges.rubric import Reading, ReferenceUse, check_fields, fenced
+from alignlab.tasks.judges.rubric import Reading, ReferenceUse, fenced
 from alignlab.tasks.judges.scale_tokens import label_probabilities
 from alignlab.tasks.task import Sample, Score
+from alignlab.tasks.template_fields import check_fields
 
 SWAPPED = "the judge's preference changed when the answers were swapped"
 Inconsistent = Literal["tie", "unscorable"]

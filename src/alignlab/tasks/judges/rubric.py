@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import string
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 from alignlab.core.config import from_dict, require
-from alignlab.core.errors import ConfigError, DataError
+from alignlab.core.errors import DataError
 from alignlab.core.yaml_text import read_yaml
 from alignlab.lm.types import Message
+from alignlab.tasks.template_fields import check_fields
 
 Reading = Literal["number", "expected"]
 ReferenceUse = Literal["none", "if given", "needed"]
@@ -131,19 +131,6 @@ def fenced(tag: str, text: str) -> str:
         number += 1
         name = f"{tag}-{number}"
     return f"<{name}>\n{text}\n</{name}>"
-
-
-def check_fields(name: str, template: str, needed: tuple[str, ...], allowed: tuple[str, ...]) -> None:
-    """ConfigError for a template that leaves out a field, asks for an unknown one, or is not a template."""
-    try:
-        present = {field for _, field, _, _ in string.Formatter().parse(template) if field is not None}
-    except ValueError as error:
-        raise ConfigError(f"{name} is {template!r}: {error}") from None
-    missing, other = [f for f in needed if f not in present], sorted(present - set(allowed))
-    if missing:
-        raise ConfigError(f"{name} is {template!r}, it leaves out {{{missing[0]}}}")
-    if other:
-        raise ConfigError(f"{name} asks for {{{other[0]}}}, allowed: {', '.join(allowed)}")
 
 
 def rubric_from(record: Mapping[str, Any]) -> Rubric:

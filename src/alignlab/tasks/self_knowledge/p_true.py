@@ -8,9 +8,10 @@ from dataclasses import dataclass, field
 from alignlab.core.config import require
 from alignlab.lm.types import Completion, Prompt, Sampler
 from alignlab.tasks.self_knowledge.options import TwoOptions, option_probabilities
-from alignlab.tasks.self_knowledge.questions import Question, check_fields
+from alignlab.tasks.self_knowledge.questions import Question
 from alignlab.tasks.self_knowledge.statement import Answering, Statement, ask, question_of, shown
 from alignlab.tasks.task import Sample
+from alignlab.tasks.template_fields import check_fields
 
 IDEAS = "Here are some brainstormed ideas:\n{ideas}\n"
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import string
 import unicodedata
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -12,9 +11,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from alignlab.core.config import require
-from alignlab.core.errors import ConfigError, DataError
+from alignlab.core.errors import DataError
 from alignlab.core.files import json_rows
 from alignlab.lm.types import Completion, Message, Prompt
+from alignlab.tasks.template_fields import check_fields
 
 ARTICLES = frozenset({"a", "an", "the"})
 
@@ -109,20 +109,6 @@ class AnswerTemplate:
 
     def _solved(self, example: Question) -> str:
         return self.answer.format(answer=example.answers[0])
-
-
-def check_fields(name: str, text: str, needed: Sequence[str], optional: Sequence[str] = ()) -> None:
-    """ConfigError unless the template `text` has every needed field in braces and no unknown one."""
-    try:
-        present = {field for _, field, _, _ in string.Formatter().parse(text) if field is not None}
-    except ValueError as error:
-        raise ConfigError(f"template {name} is {text!r}: {error}") from None
-    missing = [field for field in needed if field not in present]
-    if missing:
-        raise ConfigError(f"template {name} is {text!r}, it leaves out {{{missing[0]}}}")
-    other = sorted(present - {*needed, *optional})
-    if other:
-        raise ConfigError(f"template {name} asks for {{{other[0]}}}, allowed: {', '.join([*needed, *optional])}")
 
 
 def is_cut(completion: Completion) -> bool:
