@@ -6,6 +6,7 @@ import json
 import os
 import sqlite3
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -161,3 +162,19 @@ def test_closing_is_harmless(place: Path) -> None:
     with kept.use() as third:
         assert third is not first
     kept.close()
+
+
+def test_twenty_people_at_once(desk: Desk, place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(kept_store, "PATIENCE", 30.0)
+
+    def judge_all(name: str) -> list[bool]:
+        at = ask(desk, name=name)
+        fine = [at["ok"]]
+        while at["ok"] and at["task"]:
+            at = ask(desk, **sent(at), name=name)
+            fine.append(at["ok"])
+        return fine
+
+    with ThreadPoolExecutor(20) as pool:
+        assert list(pool.map(judge_all, [f"person {i}" for i in range(20)])) == [[True] * 4] * 20
+    assert count(place) == 60
