@@ -26,7 +26,7 @@ _RULES = """
 .lab { color: var(--ink); font: 16px/1.6 var(--lab-font); font-variant-numeric: tabular-nums; }
 .lab * { box-sizing: border-box; }
 body.lab { margin: 0; background: var(--ground); }
-body.lab > .page { max-width: 1120px; margin: 0 auto; padding: 20px 24px 72px; }
+body.lab > .page { max-width: 1152px; margin: 0 auto; padding: 8px 24px 72px; }
 .lab h1 { font-size: clamp(1.5rem, 1.2rem + 1.6vw, 2rem); font-weight: 680; letter-spacing: -.012em; line-height: 1.25;
   margin: 20px 0 6px; color: var(--ink); }
 .lab h2 { font-size: 1.15rem; font-weight: 650; margin: 36px 0 10px; color: var(--ink); }
@@ -97,6 +97,11 @@ body.lab > .page { max-width: 1120px; margin: 0 auto; padding: 20px 24px 72px; }
 .lab .answer { background: var(--card); border: 1px solid var(--line); border-radius: 12px; padding: 12px 18px 16px;
   min-width: 0; display: flex; flex-direction: column; }
 .lab .answer h3 { margin: 0 0 6px; color: var(--soft); font-size: .9rem; }
+.lab .clip { display: block; width: 100%; max-width: 440px; margin: 0 auto; fill: none; stroke-linecap: round; }
+.lab .clip .track { stroke: var(--edge); stroke-width: 1.5; } .lab .clip .end { stroke: var(--bad); stroke-width: 2.5; }
+.lab .clip .body { fill: var(--ink); } .lab .clip .pole { stroke: var(--accent); stroke-width: 6; }
+.lab .clip .torque { stroke: var(--soft); stroke-width: 4; } .lab .clip .far { fill: var(--accent); }
+.lab .clip .began { opacity: .18; }
 .lab .answer.current { border-color: var(--accent); box-shadow: 0 0 0 1px var(--accent); }
 .lab .control { margin: auto 0 0; padding: 12px 0 0; border: 0; } .lab .grades label { margin-right: 14px; }
 .lab .control select { width: auto; } .lab .grades { padding-top: 0; }
@@ -113,7 +118,7 @@ body.lab > .page { max-width: 1120px; margin: 0 auto; padding: 20px 24px 72px; }
 .lab .status { min-height: 1.6em; color: var(--good); margin: 0; }
 .lab .told p { margin: 0 0 4px; }
 @media (pointer: coarse) { .lab .actions kbd, .lab .hint, .lab .keys { display: none; } }
-@media (max-width: 560px) { body.lab > .page { padding: 12px 14px 48px; }
+@media (max-width: 560px) { body.lab > .page { padding: 8px 12px 48px; }
   .lab .cards { grid-template-columns: repeat(2, minmax(0, 1fr)); gap: 8px; } .lab .card { padding: 10px 12px; }
   .lab .card .value { font-size: 1.3rem; } .lab th, .lab td { padding: 8px 10px; } }
 @media (prefers-reduced-motion: reduce) { * { animation: none !important; transition: none !important; } }
