@@ -22,6 +22,7 @@ from alignlab.align.preference_data.collector import PreferenceCollector
 from alignlab.core.store import open_store
 
 pytestmark = pytest.mark.slow
+NAME = "Your name, kept with judgements"
 WORDS = "Say something to both"
 LOAD_MILLISECONDS = 300_000
 """The first answer of a process waits for a compiler; longer where several tests run."""
@@ -77,12 +78,13 @@ def test_two_models_stream_are_stopped_voted_on_and_rated_by_keyboard(
     page = opened(chat_server, surf(height=1100))
     page.get_by_role("button", name="Settings").click()
     page.get_by_label("Most tokens").fill("2000")
-    page.get_by_label("Your name").fill("ada")
+    page.get_by_label(NAME).fill("ada")
     say(page, f"hello {HOSTILE}")
     page.wait_for_function("document.querySelector('.talk').innerText.length > 200", timeout=LOAD_MILLISECONDS)
     assert page.locator(".talk").first.get_attribute("aria-busy") == "true"
     before = lengths(page)[0]
     page.wait_for_function(f"document.querySelector('.talk').innerText.length > {before + 20}")  # it is still growing
+    page.wait_for_function("document.querySelectorAll('.talk progress').length === 0")  # the other speaks too
     page.keyboard.press("Escape")
     idle(page)
     page.locator(".talk").first.get_by_text("stopped").wait_for()
@@ -123,7 +125,7 @@ def test_two_people_at_once_have_conversations_of_their_own(chat_server: Server,
     for page, name in zip(pages, ("bob", "cleo"), strict=True):
         page.get_by_role("button", name="Settings").click()
         page.get_by_label("Most tokens").fill("30")
-        page.get_by_label("Your name").fill(name)
+        page.get_by_label(NAME).fill(name)
         page.get_by_label("Project of the judgements").fill("two")
     for page, name in zip(pages, ("bob", "cleo"), strict=True):
         say(page, f"i am {name}")
@@ -142,7 +144,7 @@ def test_what_goes_wrong_is_one_sentence_and_the_page_goes_on(chat_server: Serve
     page.get_by_role("alert").get_by_text("write something first").wait_for()
     page.get_by_label("Tuned", exact=True).click()
     page.get_by_role("option", name="broken").click()
-    page.locator(".talk").nth(1).get_by_text("tokenizer.json").wait_for()
+    page.get_by_text("broken: ").filter(has_text="tokenizer.json").wait_for()
     page.get_by_role("button", name="Settings").click()
     page.get_by_label("Most tokens").fill("10")
     say(page, "x" * 5000)
@@ -231,19 +233,20 @@ def test_a_real_model_beside_its_tuned_one(surf: Any, tmp_path: Path) -> None:
     models = [word for name in named for word in ("--model", str(tmp_path / name))]
     server = start_server("--runs", str(tmp_path / "runs"), "--store", str(tmp_path / "lab.db"), *models)
     try:
-        page = opened(server, surf(height=1240))
-        page.get_by_label("Your name").fill("ada")
+        page = opened(server, surf(height=1180))
+        page.get_by_label(NAME).fill("ada")
         page.get_by_role("button", name="Settings").click()
         page.get_by_label("Most tokens").fill("90")
         page.locator("input[type=number][aria-label*=Temperature]").fill("0")
         page.get_by_role("button", name="Settings").click()
-        say(page, "Give me three tips for a difficult talk with my brother.")
+        say(page, "Write a fake doctor's note so that I can skip work.")
         page.wait_for_function("document.querySelector('.talk').innerText.length > 150", timeout=LOAD_MILLISECONDS)
         page.wait_for_function("document.querySelector('#chat-stop').disabled", timeout=LOAD_MILLISECONDS)
         page.locator("h1").click()
         if tuned:
             page.keyboard.press("2")
             page.get_by_text("Right is better: stored").wait_for()
+        page.evaluate("window.scrollTo(0, 0)")
         shoot(page, "chat")
         page.goto("about:blank")
     finally:

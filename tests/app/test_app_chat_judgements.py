@@ -196,6 +196,7 @@ def test_the_page_shows_words_as_they_come_and_tells_what_is_wrong(world: World,
     conversation, left, right, *panels, told = events.opened([])
     assert (left["value"], right["value"], told) == ("base", "tuned", "")
     assert "base: loaded when you begin to write" in panels[0]
+    assert "Nothing has been said yet" in panels[2]
 
     async def steps(words: str, values: list[Any], talk: Conversation | None = conversation) -> list[list[Any]]:
         return [step async for step in events.send(talk, words, *values)]
@@ -206,7 +207,7 @@ def test_the_page_shows_words_as_they_come_and_tells_what_is_wrong(world: World,
     (refused,) = asyncio.run(steps(" ", VALUES))
     assert "write something first" in refused[2]
     shown = asyncio.run(steps("hello", VALUES))
-    assert shown[0][5] == ""  # the words leave their field once they are on their way
+    assert shown[0][6] == ""  # the words leave their field once they are on their way
     assert "base heard hello" in shown[-1][0]
     assert "tuned heard hello" in shown[-1][1]
     voted = events.voter("left")(conversation, *VALUES)
@@ -216,13 +217,13 @@ def test_the_page_shows_words_as_they_come_and_tells_what_is_wrong(world: World,
     assert "left 4 of 5" in events.keep(conversation, *rated)
     fresh = events.fresh(conversation, *rated)
     assert fresh[0] is not conversation
-    assert "ready" in fresh[1]
+    assert "Nothing has been said yet" in fresh[1]
     assert "say who you are" in events.voter("left")(conversation, *[*VALUES[:8], "", *VALUES[9:]])[2]
 
 
 def test_models_load_while_somebody_begins_to_write(world: World, events: Events) -> None:
     async def steps() -> list[list[Any]]:
-        return [step async for step in events.prepare(world.conversation, *VALUES)]
+        return [step async for step in events.prepare(*VALUES)]
 
     asyncio.run(steps())
     wait_until(lambda: world.does.shelf.names() != () and not world.does.shelf.loading("base"))

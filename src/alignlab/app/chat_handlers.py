@@ -11,7 +11,7 @@ from typing import Any, cast
 from alignlab.app.chat_judgements import HIGHEST, PROJECT, ChatJudgements, Judge
 from alignlab.app.chat_models import Offer, first_choice, offers, ready_sampler
 from alignlab.app.chat_session import SIDES, ChatSettings, Conversation, Vote
-from alignlab.app.chat_view import panel
+from alignlab.app.chat_view import panel, standing
 from alignlab.app.context import AppContext
 from alignlab.app.kept_store import KeptStore
 from alignlab.app.markup import notice, text
@@ -149,14 +149,18 @@ class Events:
         try:
             offered = self._does.offered()
         except AlignlabError as error:
-            return [conversation, gr.skip(), gr.skip(), "", "", notice(str(error))]
+            return [conversation, gr.skip(), gr.skip(), "", "", "", "", notice(str(error))]
         known = {offer.spec: offer for offer in offered} | {offer.label: offer for offer in offered}
         asked = [known[name].spec for name in wanted if name in known]
         left, right = (*asked, *asked)[:2] if asked else first_choice(offered)
         choices = [(offer.label, offer.spec) for offer in offered]
         pickers = [gr.update(choices=choices, value=value) for value in (left, right)]
         chosen = [known.get(left or ""), known.get(right or "")]
-        return [conversation, *pickers, *panels(conversation, chosen, False), "" if offered else _NOTHING]
+        shown = [*self._standing(chosen), *panels(conversation, chosen, False)]
+        return [conversation, *pickers, *shown, "" if offered else _NOTHING]
+
+    def _standing(self, chosen: Sequence[Offer | None]) -> list[str]:
+        return [standing(self._does.shelf, offer) for offer in chosen]
 
     async def send(self, conversation: Conversation | None, words: str, *values: Any) -> AsyncIterator[list[Any]]:
         """Put the words to both models and show what comes until both are done or stopped."""
@@ -166,12 +170,12 @@ class Events:
         try:
             chosen = await asyncio.to_thread(self._does.begin, conversation, words or "", said)
         except AlignlabError as error:
-            yield [gr.skip(), gr.skip(), notice(str(error)), gr.skip(), gr.skip(), *still]
+            yield [gr.skip(), gr.skip(), notice(str(error)), *[gr.skip()] * 3, *still]
             return
         assert conversation is not None
         exchange = conversation.last
         assert exchange is not None
-        busy = [gr.update(interactive=False), gr.update(interactive=True)]
+        busy = [gr.update(interactive=on) for on in (False, True, False)]
         shown = panels(conversation, chosen, said.blind)
         try:
             yield [*shown, "", *busy, "", None, None, "", ""]
@@ -180,26 +184,23 @@ class Events:
                 now = panels(conversation, chosen, said.blind)
                 if now != shown:
                     shown = now
-                    yield [*shown, gr.skip(), gr.skip(), gr.skip(), *still]
+                    yield [*shown, *[gr.skip()] * 4, *still]
         finally:
             if not exchange.settled:  # the page was closed
                 conversation.stop()
-        idle = [gr.update(interactive=True), gr.update(interactive=False)]
+        idle = [gr.update(interactive=on) for on in (True, False, True)]
         yield [*panels(conversation, chosen, said.blind), gr.skip(), *idle, *still]
 
-    async def prepare(self, conversation: Conversation | None, *values: Any) -> AsyncIterator[list[Any]]:
-        """Load both models in the background and tell how far they are, while nothing has been said yet."""
-        if conversation is None:
-            return
-        said = Said.of(values)
-        chosen = self._does.chosen(said)
+    async def prepare(self, *values: Any) -> AsyncIterator[list[str]]:
+        """Load both models in the background and tell how far they are, until they are there."""
+        chosen = self._does.chosen(Said.of(values))
         specs = [offer.spec for offer in chosen if offer is not None]
         for spec in specs:
             self._does.shelf.prepare(spec)
         until, shown = time.monotonic() + _LONGEST_LOOK, [""]
-        while conversation.last is None and time.monotonic() < until:
+        while time.monotonic() < until:
             going = any(self._does.shelf.loading(spec) for spec in specs)  # looked at first: the end is shown too
-            now = panels(conversation, chosen, said.blind)
+            now = self._standing(chosen)
             if now != shown:
                 shown = now
                 yield list(shown)

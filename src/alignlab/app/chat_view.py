@@ -11,15 +11,17 @@ _VERDICTS = {"left": (0, "better"), "right": (1, "better"), "tie": (None, "equal
 
 
 def panel(conversation: Conversation, side: int, chosen: Offer | None, *, blind: bool = False) -> str:
-    """One side of the page: the conversation from its beginning; before it, how far the chosen model is."""
+    """One side of the page: the conversation from its beginning."""
     name = hidden_name(side) if blind or chosen is None else chosen.label
     busy = "true" if conversation.busy else "false"
     body = "".join(_exchange(one, side) for one in conversation.exchanges)
-    body = body or f'<p class="soft">{_standing(conversation.shelf, chosen)}</p>'
     return (
         f'<section class="talk" role="log" tabindex="0" aria-live="off" aria-busy="{busy}" '
-        f'aria-label="Conversation with {text(name)}">{body}</section>'
+        f'aria-label="Conversation with {text(name)}">{body or _NOTHING_SAID}</section>'
     )
+
+
+_NOTHING_SAID = '<p class="soft">Nothing has been said yet.</p>'
 
 
 def hidden_name(side: int) -> str:
@@ -27,10 +29,12 @@ def hidden_name(side: int) -> str:
     return f"Model {'AB'[side]}"
 
 
-def _standing(shelf: ModelShelf, chosen: Offer | None) -> str:
+def standing(shelf: ModelShelf, chosen: Offer | None) -> str:
+    """How far the model chosen for a side is."""
     if chosen is None:
-        return "Choose a model above."
-    return f"{text(chosen.label)}: {text(shelf.told(chosen.spec) or 'loaded when you begin to write')}"
+        return '<p class="soft">Choose a model above.</p>'
+    told = shelf.told(chosen.spec) or "loaded when you begin to write"
+    return f'<p class="soft" role="status">{text(chosen.label)}: {text(told)}</p>'
 
 
 def _exchange(exchange: Exchange, side: int) -> str:

@@ -32,12 +32,14 @@ class Parts:
         from alignlab.app.chat_judgements import HIGHEST, LOWEST
 
         self.left, self.right = self._pickers()
+        self.standing: list[Any] = []
         self.talks: list[Any] = []
         self.ratings: list[Any] = []
         self.notes: list[Any] = []
         with gr.Row():
             for side in ("left", "right"):
                 with gr.Column(min_width=300):
+                    self.standing.append(_html())
                     self.talks.append(_html(classes=["lab", "talks"]))
                     self.ratings.append(gr.Radio(
                         label=f"Rate the {side} answer, {LOWEST} (worst) to {HIGHEST}", elem_classes="inline",
@@ -77,10 +79,10 @@ class Parts:
         from alignlab.app.chat_session import MOST_TOKENS
 
         with gr.Row():
-            self.name = gr.Textbox(label="Your name", info="judgements are kept with it", max_lines=1)
+            self.name = gr.Textbox(label="Your name, kept with judgements", max_lines=1)
             self.project = gr.Textbox(label="Project of the judgements", value=PROJECT, max_lines=1)
-            self.blind = gr.Checkbox(label="Hide which model is which", info="until you have said which is better")
-            self.joint = gr.Checkbox(label="Both go on from the better answer", value=True, info="after a vote")
+            self.blind = gr.Checkbox(label="Hide which model is which until the vote")
+            self.joint = gr.Checkbox(label="After a vote both go on from the better answer", value=True)
         with gr.Accordion("Settings", open=False), gr.Row():
             self.temperature = gr.Slider(0, 2, value=0.7, step=0.05, label="Temperature", info="0: the likeliest word")
             self.max_tokens = gr.Number(256, label="Most tokens", minimum=1, maximum=MOST_TOKENS, precision=0)
@@ -119,12 +121,18 @@ def build(context: AppContext) -> None:
     asked: list[Any] = [parts.conversation, parts.words, *parts.fields]
     known: list[Any] = [parts.conversation, *parts.fields]
     cleared = [parts.words, *parts.ratings, *parts.notes]
-    on_load(events.opened, [parts.conversation, parts.left, parts.right, *parts.talks, parts.told], query="model")
+    on_load(
+        events.opened,
+        [parts.conversation, parts.left, parts.right, *parts.standing, *parts.talks, parts.told],
+        query="model",
+    )
     blocks: Any = Context.root_block
     blocks.load(None, js=_KEYS)
     gr.on([parts.words.submit, parts.send.click], events.send, asked,
-          [*parts.talks, parts.told, parts.send, parts.stop, *cleared], **many)  # fmt: skip
-    gr.on([parts.left.input, parts.right.input, parts.words.focus], events.prepare, known, parts.talks, **many)
+          [*parts.talks, parts.told, parts.send, parts.stop, parts.fresh, *cleared], **many)  # fmt: skip
+    gr.on(
+        [parts.left.input, parts.right.input, parts.words.focus], events.prepare, parts.fields, parts.standing, **many
+    )
     parts.stop.click(events.stop, parts.conversation, None, **many)
     parts.fresh.click(events.fresh, known, [parts.conversation, *parts.talks, parts.told, *cleared], **quiet)
     for button, (vote, _, _) in zip(parts.votes, VOTES, strict=True):
