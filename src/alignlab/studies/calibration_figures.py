@@ -2,17 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
-
-import numpy as np
 import plotly.graph_objects as go
 
 from alignlab.stats.calibration import reliability_table
-from alignlab.stats.interval import Interval
 from alignlab.studies.calibration_answers import MODELS, Answers
 from alignlab.studies.calibration_plan import Condition
-from alignlab.viz.theme import COLOURWAY, INK, styled
+from alignlab.viz.theme import COLOURWAY, INK, styled, whiskers
 
 _COLOURS = {"before": COLOURWAY[0], "after": COLOURWAY[1]}
 
@@ -25,7 +20,7 @@ def curves(known: Answers, measure: str, y_label: str) -> go.Figure:
         drawn = [(k, cell) for k, cell in points if cell is not None]
         figure.add_scatter(
             name=f"{model} alignment", x=[str(k) for k, _ in drawn], y=[c.estimate for _, c in drawn],
-            error_y=_whiskers([c for _, c in drawn]),
+            error_y=whiskers([c for _, c in drawn]),
             mode="lines+markers", line={"width": 2, "color": _COLOURS[model]},
         )  # fmt: skip
     figure.update_xaxes(title={"text": "examples in the prompt"}, type="category", showgrid=False)
@@ -46,19 +41,9 @@ def reliability(known: Answers, shots: int) -> go.Figure:
         bins = reliability_table(one.confidence[one.scored], one.correct[one.scored])
         figure.add_scatter(
             name=f"{model} alignment", x=[b.stated for b in bins], y=[b.correct.estimate for b in bins],
-            error_y=_whiskers([b.correct for b in bins]),
+            error_y=whiskers([b.correct for b in bins]),
             mode="lines+markers", line={"width": 1.5, "color": _COLOURS[model]},
         )  # fmt: skip
     figure.update_xaxes(title={"text": "confidence"}, range=[0, 1])
     figure.update_yaxes(title={"text": "share right"}, range=[0, 1])
     return styled(figure, height=420)
-
-
-def _whiskers(cells: Sequence[Interval]) -> dict[str, Any]:
-    def reach(value: float) -> float:
-        return value if np.isfinite(value) else 0.0
-
-    return {
-        "type": "data", "symmetric": False, "array": [reach(cell.high - cell.estimate) for cell in cells],
-        "arrayminus": [reach(cell.estimate - cell.low) for cell in cells], "color": INK, "thickness": 1.4, "width": 4,
-    }  # fmt: skip

@@ -15,7 +15,7 @@ from alignlab.studies.family_plan import Bytes, Corpus, Plan
 from alignlab.studies.findings import Table
 from alignlab.tasks.mauve import mauve, ngram_features
 from alignlab.tasks.text_quality import distinct_n, repetition_rate, self_bleu
-from alignlab.viz.theme import COLOURWAY, INK, label, styled
+from alignlab.viz.theme import COLOURWAY, INK, label, styled, whiskers
 
 NAMES = {"ngram": "n-gram", "lstm": "LSTM", "transformer": "transformer"}
 COLOURS = {"n-gram": COLOURWAY[1], "LSTM": COLOURWAY[2], "transformer": COLOURWAY[3]}
@@ -36,11 +36,7 @@ def curve(
             name=label(name),
             x=[x for x, _ in points],
             y=[cell.estimate for _, cell in points],
-            error_y={
-                "type": "data", "symmetric": False, "width": 4, "thickness": 1.4,
-                "array": [_finite(cell.high - cell.estimate) for _, cell in points],
-                "arrayminus": [_finite(cell.estimate - cell.low) for _, cell in points],
-            },
+            error_y=whiskers([cell for _, cell in points], colour=None),
             mode="lines+markers",
             line={"width": 2, "color": COLOURS.get(name, INK)},
             hovertemplate=f"{label(name)}<br>%{{x:.3g}}: %{{y:.3f}}<extra></extra>",
@@ -116,7 +112,3 @@ def _quality(texts: Sequence[str], reference: Any, seed: int, *, own: bool) -> t
 def _mean(values: Sequence[float | None]) -> float | None:
     known = [value for value in values if value is not None]
     return float(np.mean(known)) if known else None
-
-
-def _finite(distance: float) -> float:
-    return distance if np.isfinite(distance) else 0.0

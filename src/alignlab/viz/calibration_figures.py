@@ -11,7 +11,7 @@ from numpy.typing import ArrayLike
 from alignlab.core.errors import DataError
 from alignlab.stats.calibration import ReliabilityBin
 from alignlab.stats.selective import RiskCoverage
-from alignlab.viz.theme import COLOURWAY, INK, label, styled
+from alignlab.viz.theme import COLOURWAY, INK, label, styled, whiskers
 
 
 def reliability_diagram(
@@ -35,16 +35,7 @@ def reliability_diagram(
             name=label(name),
             x=[row.stated for row in rows],
             y=[row.correct.estimate for row in rows],
-            error_y={
-                "type": "data",
-                "visible": intervals,
-                "symmetric": False,
-                "array": [row.correct.high - row.correct.estimate for row in rows],
-                "arrayminus": [row.correct.estimate - row.correct.low for row in rows],
-                "color": INK,
-                "thickness": 1.4,
-                "width": 4,
-            },
+            error_y=whiskers([row.correct for row in rows]) | {"visible": intervals},
             mode="lines+markers",
             line={"width": 1.5, "color": COLOURWAY[(i + 1) % len(COLOURWAY)]},
             marker={"size": [6 + 8 * (row.correct.n / largest) ** 0.5 for row in rows]},

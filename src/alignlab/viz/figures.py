@@ -9,7 +9,7 @@ import plotly.graph_objects as go
 
 from alignlab.core.errors import DataError
 from alignlab.stats.interval import Interval
-from alignlab.viz.theme import COLOURWAY, GRID, HEIGHT, INK, label, styled
+from alignlab.viz.theme import COLOURWAY, GRID, HEIGHT, INK, label, styled, whiskers
 
 
 def stage_bars(metrics: Mapping[str, Mapping[str, Interval | None]], *, percent: bool = True) -> go.Figure:
@@ -29,7 +29,7 @@ def stage_bars(metrics: Mapping[str, Mapping[str, Interval | None]], *, percent:
             name=label(stage),
             x=[label(metric) for metric, _ in known],
             y=[cell.estimate for _, cell in known],
-            error_y=_whiskers([cell for _, cell in known]),
+            error_y=whiskers([cell for _, cell in known], thickness=1.6, width=5),
             marker={"color": COLOURWAY[i % len(COLOURWAY)], "cornerradius": 3},
             customdata=[[*_limits(cell, percent), cell.n] for _, cell in known],
             hovertemplate=f"<b>%{{x}}</b>, {label(stage)}<br>%{{y}} [%{{customdata[0]}}, %{{customdata[1]}}]"
@@ -58,7 +58,7 @@ def difference_plot(
     figure.add_scatter(
         x=[cell.estimate for cell in cells],
         y=[label(name) for name in names],
-        error_x=_whiskers(cells),
+        error_x=whiskers(cells, thickness=1.6, width=5),
         mode="markers",
         marker={
             "size": 10,
@@ -165,21 +165,6 @@ def _cost(value: float, unit: str) -> str:
 def _number(row: Mapping[str, float], key: str) -> float:
     value = row.get(key)
     return float(value) if value is not None else math.nan
-
-
-def _whiskers(cells: Sequence[Interval]) -> dict[str, object]:
-    def reach(distance: float) -> float:
-        return distance if math.isfinite(distance) else 0.0
-
-    return {
-        "type": "data",
-        "symmetric": False,
-        "array": [reach(cell.high - cell.estimate) for cell in cells],
-        "arrayminus": [reach(cell.estimate - cell.low) for cell in cells],
-        "color": INK,
-        "thickness": 1.6,
-        "width": 5,
-    }
 
 
 def _limits(cell: Interval, percent: bool) -> tuple[str, str]:

@@ -3,8 +3,13 @@
 from __future__ import annotations
 
 import html
+import math
+from collections.abc import Sequence
+from typing import Any
 
 import plotly.graph_objects as go
+
+from alignlab.stats.interval import Interval
 
 FONT = 'system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial, sans-serif'
 INK = "#7c8796"
@@ -50,3 +55,24 @@ def styled(figure: go.Figure, *, height: int = HEIGHT) -> go.Figure:
     """`figure` with the template, a fixed height and a width that follows its container; changed in place."""
     figure.update_layout(template=TEMPLATE, height=height, autosize=True)
     return figure
+
+
+def whiskers(
+    cells: Sequence[Interval], *, colour: str | None = INK, thickness: float = 1.4, width: float = 4
+) -> dict[str, Any]:
+    """Error bars for intervals, upwards and downwards each as far as it goes; none where it is unbounded.
+
+    Without a `colour` they have that of their line.
+    """
+
+    def reach(distance: float) -> float:
+        return distance if math.isfinite(distance) else 0.0
+
+    return {
+        "type": "data",
+        "symmetric": False,
+        "array": [reach(cell.high - cell.estimate) for cell in cells],
+        "arrayminus": [reach(cell.estimate - cell.low) for cell in cells],
+        "thickness": thickness,
+        "width": width,
+    } | ({} if colour is None else {"color": colour})

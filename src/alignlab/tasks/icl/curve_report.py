@@ -50,7 +50,7 @@ def curve_figure(curves: Sequence[Curve], *, chance: float | None = None) -> go.
     """Score with interval over the axis, one line a curve; a dotted line at `chance`."""
     import plotly.graph_objects as go
 
-    from alignlab.viz.theme import COLOURWAY, INK, label, styled
+    from alignlab.viz.theme import COLOURWAY, INK, label, styled, whiskers
 
     figure = go.Figure()
     if chance is not None:
@@ -62,11 +62,7 @@ def curve_figure(curves: Sequence[Curve], *, chance: float | None = None) -> go.
             name=label(curve.model),
             x=[at for at, _ in cells],
             y=[cell.estimate for _, cell in cells],
-            error_y={
-                "type": "data", "symmetric": False, "thickness": 1.4, "width": 4,
-                "array": [_reach(cell.high - cell.estimate) for _, cell in cells],
-                "arrayminus": [_reach(cell.estimate - cell.low) for _, cell in cells],
-            },
+            error_y=whiskers([cell for _, cell in cells], colour=None),
             mode="lines+markers",
             line={"width": 2, "color": COLOURWAY[(i + 1) % len(COLOURWAY)]},
             customdata=[[cell.low, cell.high, cell.n] for _, cell in cells],
@@ -125,10 +121,6 @@ def _unscorable(point: CurvePoint) -> str:
 
 def _shown(interval: Interval | None) -> str:
     return "–" if interval is None else f"{interval.estimate:.3f} [{interval.low:.3f}, {interval.high:.3f}]"
-
-
-def _reach(distance: float) -> float:
-    return distance if abs(distance) != float("inf") else 0.0
 
 
 def chance_level(task: Task) -> float | None:

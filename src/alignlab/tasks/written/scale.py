@@ -13,7 +13,7 @@ from alignlab.core.errors import DataError
 from alignlab.stats.interval import Interval
 from alignlab.stats.paired import Comparison, compare
 from alignlab.tasks.evaluation import Evaluation, cluster_labels
-from alignlab.viz.theme import COLOURWAY, INK, label, styled
+from alignlab.viz.theme import COLOURWAY, label, styled, whiskers
 
 
 @dataclass(frozen=True)
@@ -110,13 +110,11 @@ def scale_figure(trends: Sequence[Trend], *, x_label: str = "parameters", y_labe
         known = [(x, model, mean) for x, model, mean, _ in trend.points if mean is not None]
         if not known:
             continue
-        low = [mean.estimate - mean.low if math.isfinite(mean.low) else 0.0 for _, _, mean in known]
-        high = [mean.high - mean.estimate if math.isfinite(mean.high) else 0.0 for _, _, mean in known]
         figure.add_scatter(
             name=label(trend.task),
             x=[x for x, _, _ in known],
             y=[mean.estimate for _, _, mean in known],
-            error_y={"type": "data", "symmetric": False, "array": high, "arrayminus": low, "color": INK, "width": 5},
+            error_y=whiskers([mean for _, _, mean in known], width=5),
             mode="lines+markers",
             line={"width": 2, "color": COLOURWAY[(i + 1) % len(COLOURWAY)]},
             marker={"size": 9},
