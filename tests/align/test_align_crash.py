@@ -47,6 +47,7 @@ def assert_equal_results(folder: Path) -> None:
     assert {"stage baseline", "stage sl-cai", "stage rl-cai", "stage export"} <= whole.keys()
 
 
+@pytest.mark.slow  # fast beside it: a failed stage made good, PPO killed and resumed, runs and trainings under kill -9
 def test_three_kills_leave_no_trace(tmp_path: Path) -> None:
     assert int(killed_run(tmp_path, 3, seed=4).split()[1].rstrip(":")) >= 2
     assert_equal_results(tmp_path)
