@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from alignlab.core.errors import ConfigError, DataError
 from alignlab.stats.agreement import kappa_interval
-from alignlab.stats.interval import Interval
+from alignlab.stats.interval import Interval, wilson
 from alignlab.stats.raters import Level, fleiss_kappa, krippendorff_alpha, pairwise_kappas, summarise_agreement
 from alignlab.stats.rating_table import RatingTable, rating_rows, rating_table
 
@@ -224,6 +224,11 @@ def test_pairs_of_raters_and_the_summary() -> None:
     same = summarise_agreement(rating_rows([[1, 1]] * 10))
     assert (same.fleiss, same.alpha, same.pairs) == (None, None, {(0, 1): None})
     assert same.agreement.low < 0.95
+    few = summarise_agreement(rating_rows([[1, 1], [1, 1], [1, 1], [1, 2]]))  # all or nothing: Wilson's interval
+    share = wilson(3, 4)
+    assert (few.agreement.low, few.agreement.high) == pytest.approx((share.low, share.high))
+    grouped = summarise_agreement(rating_rows([[1, 1], [1, 1], [1, 1], [1, 2]]), clusters=dict(enumerate("aabb")))
+    assert 0 <= grouped.agreement.low < share.low
 
 
 def test_what_cannot_be_measured_is_refused() -> None:

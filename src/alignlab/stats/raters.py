@@ -8,7 +8,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Hashable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import numpy as np
@@ -133,8 +133,11 @@ def summarise_agreement(
     shared = _Shared(table, clusters, confidence)
     groups = None if clusters is None else shared.codes.tolist()
     varied = shared.different > 0
+    # Between 0 and 1, and never past either end: full agreement leans one way, none the other.
+    lean = lean_interval(2 * shared.agreement() - 1, clusters=groups, confidence=confidence)
+    mean, low, high = ((1 + x) / 2 for x in (lean.estimate, lean.low, lean.high))
     return AgreementSummary(
-        agreement=lean_interval(shared.agreement(), clusters=groups, confidence=confidence),
+        agreement=replace(lean, estimate=mean, low=low, high=high),
         fleiss=fleiss_kappa(table, clusters=clusters, confidence=confidence) if varied else None,
         alpha=krippendorff_alpha(table, level, clusters=clusters, confidence=confidence) if varied else None,
         pairs=pairwise_kappas(table, clusters=clusters, confidence=confidence),
