@@ -145,12 +145,13 @@ _GRADIO_RULES = """
 .gradio-container .talks { height: clamp(220px, 38vh, 460px); overflow-y: auto; display: flex !important;
   flex-direction: column-reverse; background: var(--card) !important; border: 1px solid var(--line) !important;
   border-radius: 12px; padding: 6px 18px 14px !important; }
-.gradio-container .talks > * { margin-bottom: auto; }
+.gradio-container .talks > * { margin-bottom: auto; } .gradio-container .standing p { margin: 0; }
 .gradio-container .talks .asked { background: var(--even-bg); border-radius: 10px; padding: 6px 12px; }
 .gradio-container .talks .badword { color: var(--bad); }
 .gradio-container .talks progress { width: 100%; height: 6px; accent-color: var(--accent); }
 .gradio-container input[type=radio], .gradio-container input[type=checkbox] { border-color: var(--edge); }
-@media (max-width: 560px) { .gradio-container .main.fillable { padding-left: 12px; padding-right: 12px; } }
+@media (max-width: 560px) { .gradio-container .column.side { min-width: 100% !important; }
+  .gradio-container .main.fillable { padding-left: 12px; padding-right: 12px; } }
 """
 
 

@@ -38,8 +38,8 @@ class Parts:
         self.notes: list[Any] = []
         with gr.Row():
             for side in ("left", "right"):
-                with gr.Column(min_width=300):
-                    self.standing.append(_html())
+                with gr.Column(min_width=300, elem_classes="side"):
+                    self.standing.append(_html(classes=["lab", "standing"]))
                     self.talks.append(_html(classes=["lab", "talks"]))
                     self.ratings.append(gr.Radio(
                         label=f"Rate the {side} answer, {LOWEST} (worst) to {HIGHEST}", elem_classes="inline",
