@@ -65,7 +65,10 @@ def main(argv: list[str] | None = None) -> None:
     options = arguments(argv)
     options.out.mkdir(parents=True, exist_ok=True)
     settings = {name: value for name, value in vars(options).items() if name not in ("out", "part", "data")}
-    check_same(options.out / "settings.json", {**settings, "data": str(options.data or "packaged")})
+    settings["data"], file = str(options.data or "packaged"), options.out / "settings.json"
+    if file.is_file() and read_json(file) != settings:
+        raise ConfigError(f"{options.out} holds an experiment with other settings; give another --out")
+    atomic_write(file, pretty_json(settings))
     lm: list[LanguageModel] = []
 
     def model() -> LanguageModel:
@@ -120,13 +123,6 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     return options
 
 
-def check_same(path: Path, settings: dict[str, Any]) -> None:
-    """The directory belongs to one set of settings."""
-    if path.is_file() and read_json(path) != settings:
-        raise ConfigError(f"{path.parent} holds an experiment with other settings; give another --out")
-    atomic_write(path, pretty_json(settings))
-
-
 def comparisons(lm: LanguageModel, options: argparse.Namespace) -> tuple[list[RewardPair], list[RewardPair]]:
     """(to learn from, of other dialogues), with prompts that the model can spell."""
     if options.data is not None:
@@ -148,6 +144,15 @@ def distinct_prompts(lm: LanguageModel, pairs: list[RewardPair], most: int) -> l
             if len(first) == most:
                 break
     return list(first.values())
+
+
+def held_prompts(lm: LanguageModel, kept: list[RewardPair], options: argparse.Namespace) -> list[Prompt]:
+    """The prompts to measure on, the same in every part."""
+    file = options.out / "prompts.json"
+    if not file.is_file():
+        atomic_write(file, json.dumps(distinct_prompts(lm, kept, options.prompts)))
+    prompts: list[Prompt] = json.loads(file.read_text())
+    return prompts
 
 
 def precision_of(lm: LanguageModel) -> Literal["fp32", "bf16"]:
@@ -231,7 +236,7 @@ def reward_of(lm: LanguageModel, name: str, options: argparse.Namespace) -> Pref
 
 def sample_best_of_n(lm: LanguageModel, options: argparse.Namespace) -> None:
     """Answers to the held-out prompts with the rewards of gold and of every proxy, a file a group of prompts."""
-    prompts = distinct_prompts(lm, comparisons(lm, options)[1], options.prompts)
+    prompts = held_prompts(lm, comparisons(lm, options)[1], options)
     names = ["gold", *(f"proxy-{size}" for size in options.proxy_pairs)]
     rewards = {name: reward_of(lm, name, options) for name in names}
     sampler = sampler_of(lm, batch_size=options.running)
@@ -255,23 +260,21 @@ def optimise(lm: LanguageModel, options: argparse.Namespace) -> None:
         "gold": reward_of(lm, "gold", options),
         "proxy": reward_of(lm, f"proxy-{options.proxy_pairs[0]}", options),
     }
-    on_gpu = options.device != "cpu"
     config = PPOConfig(
         steps=options.steps, batch_size=options.batch, minibatch_size=max(1, options.batch // 2),
         microbatch_size=min(options.batch, options.microbatch), max_tokens=options.max_tokens,
         learning_rate=options.policy_rate, kl_coefficient=options.kl, on_equal_rewards="skip",
         lora=LoraConfig(rank=options.policy_rank, alpha=2.0 * options.policy_rank, targets=(ALL_LINEAR,)),
         precision=precision_of(lm), checkpoint_every=max(1, options.every),
-        max_mismatch=0.3 if on_gpu else 0.1, seed=derive_seed(options.seed, "ppo") % 2**31,
+        max_mismatch=0.1 if options.device == "cpu" else 0.3, seed=derive_seed(options.seed, "ppo") % 2**31,
     )  # fmt: skip
     trainer = PPOTrainer(
         lm, reward_function(rewards["proxy"]), None, config,
         sampler=sampler_of(lm, batch_size=options.running), checkpoint_dir=options.out / "ppo",
     )  # fmt: skip
-    held = distinct_prompts(lm, kept, options.prompts)
-    probe = PolicyProbe(
-        trainer, held, rewards, samples=options.probe_samples, every=options.every, file=options.out / "rl.jsonl"
-    )
+    file = options.out / "rl.jsonl"
+    held = held_prompts(lm, kept, options)
+    probe = PolicyProbe(trainer, held, rewards, samples=options.probe_samples, every=options.every, file=file)
     if not probe.points:
         probe.measure(0)
     trainer.train(distinct_prompts(lm, learn, len(learn)), progress=Progress(), on_step=probe)
@@ -287,9 +290,8 @@ def fit_and_draw(options: argparse.Namespace) -> None:
         start = {"proxy": tables[first].mean(axis=1), "gold": gold.mean(axis=1)}
         rl[f"PPO, {first}"] = (first, probe_curve(read_jsonl(file), start))
     found = measure_overoptimisation(tables, gold, rl)
-    reward = read_json(options.out / "gold.json")
-    findings = {"gold": reward, "prompts": len(gold), "samples": gold.shape[1], **found.as_dict()}
-    atomic_write(options.out / "findings.json", pretty_json(findings))
+    about = {"gold": read_json(options.out / "gold.json"), "prompts": len(gold), "samples": gold.shape[1]}
+    atomic_write(options.out / "findings.json", pretty_json({**about, **found.as_dict()}))
     found.add_to(Page("Over-optimisation of a proxy reward")).save(options.out / "overoptimisation.html")
     print("\n".join(found.lines()))
 
