@@ -230,6 +230,22 @@ def test_robustness_of_rewards_that_are_known() -> None:
     assert nothing.effects == ()
 
 
+def test_an_edit_steals_only_for_the_side_that_loses() -> None:
+    """Dots for answers that begin with No: given to the side that loses they win, given to the winner nothing moves."""
+
+    def dots(prompts: object, texts: list[str]) -> np.ndarray:
+        return np.array([float(text.count(".")) for text in texts])
+
+    generous = Edit("dots", "length", each(lambda text: text + "...." if text.startswith("No") else text))
+    losing = measure_robustness(dots, [RewardPair(f"q{i}", "Yes..", "No.") for i in range(10)], edits=[generous])
+    assert losing.effects[0].steals.estimate == 1
+    assert losing.effects[0].flips.estimate == 1
+    winning = measure_robustness(dots, [RewardPair(f"q{i}", "No..", "Yes.") for i in range(10)], edits=[generous])
+    assert winning.effects[0].steals.estimate == 0
+    assert winning.effects[0].flips.estimate == 0
+    assert winning.effects[0].changed == 0.5
+
+
 def test_the_reward_that_is_edited_is_the_model_s(make_lm) -> None:
     model = PreferenceModel(make_lm(), heads=HeadConfig(members=2))
     expected = model.corrected_scores(["a", "b"], ["c", "d"]).double().numpy()
