@@ -65,7 +65,6 @@ GRID = (
     Setting(rate=5e-4, epochs=2),
     Setting(rate=5e-4, batch=32, epochs=2),
     Setting(rate=5e-4, flip=0.2),
-    Setting(rank=64, rate=2e-4, epochs=2, flip=0.2),
 )
 
 
