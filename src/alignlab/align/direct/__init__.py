@@ -1,0 +1,1 @@
+"""Learning from preferences without a reward model and without sampling: DPO and its relatives."""
