@@ -96,6 +96,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--env", default="CartPole-v1")
     parser.add_argument("--seeds", type=int, default=5)
+    parser.add_argument("--first", type=int, default=0, help="first seed to train, for several processes")
     parser.add_argument("--steps", type=int, default=60_000)
     parser.add_argument("--labels", type=int, default=700)
     parser.add_argument("--length", type=int, default=50, help="steps of a clip")
@@ -110,7 +111,7 @@ def main() -> None:
             record = json.loads(line)
             if record["key"] == key:
                 found[record["row"], record["seed"]] = record
-    for seed in range(0 if options.only_table else options.seeds):
+    for seed in range(options.seeds if options.only_table else options.first, options.seeds):
         for row in ROWS:
             if (row, seed) not in found:
                 found[row, seed] = {"key": key, "row": row, "seed": seed, **measure(row, settings, seed)}

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from alignlab.core.errors import ConfigError, DataError
 
-FRAMES: dict[str, tuple[int, int]] = {"CartPole-v1": (2, 50), "Pendulum-v1": (2, 20)}
-"""Numbers a frame and frames a second of the tasks that can be drawn: cart and pole; angle and torque."""
+FRAMES: dict[str, int] = {"CartPole-v1": 25, "Pendulum-v1": 10}
+"""Frames a second of the tasks that can be drawn: half as fast as the task, which is too fast to judge."""
 LONGEST = 2000
 
 
@@ -27,7 +27,7 @@ class Clip:
     @property
     def seconds(self) -> float:
         """How long it takes."""
-        return len(self.frames) / FRAMES[self.env][1]
+        return len(self.frames) / FRAMES[self.env]
 
 
 def check_drawable(env: str) -> None:

@@ -105,7 +105,8 @@ class RewardNets(nn.Module):
         return normal.mean(dim=0).reshape(inputs.shape[:-1]).double().numpy()
 
     def fit(self, data: Comparisons, *, steps: int | None = None) -> tuple[float, float]:
-        """Go on fitting to all comparisons so far; (training loss, validation loss), mean over members, in nats.
+        """Go on fitting to all comparisons so far; (training loss, validation loss), mean over members, in nats
+        above the entropy of the labels.
 
         `data` must begin with what the last call had: each member draws how often a new comparison counts for it once,
         from Poisson(1), which makes a bootstrap sample that can grow (Oza & Russell 2001). The share 1/e that it draws
@@ -142,7 +143,9 @@ class RewardNets(nn.Module):
 
     @torch.no_grad()
     def _measure(self, first: Tensor, second: Tensor, labels: Tensor, counts: Tensor) -> tuple[Tensor, Tensor]:
-        losses = self._losses(first, second, labels)
+        """Training and validation loss of each member, less what no reward could avoid: the log 2 of each tie, which
+        would hide how much is fitted too closely."""
+        losses = self._losses(first, second, labels) - torch.special.entr(labels) - torch.special.entr(1 - labels)
         held = (counts == 0).float()
         train = (losses * counts).sum(dim=1) / counts.sum(dim=1).clamp(min=1)
         return train, (losses * held).sum(dim=1) / held.sum(dim=1)  # NaN where nothing is held out
