@@ -10,7 +10,8 @@ import torch
 
 from alignlab.align.adapters import reference_mode
 from alignlab.align.batching import LengthBatches
-from alignlab.align.dpo import DPOConfig, encode_pair, reference_logprobs, response_scores, stack_pairs, train_dpo
+from alignlab.align.direct.scoring import encode_pair, pair_scores, reference_scores, stack_pairs
+from alignlab.align.dpo import DPOConfig, train_dpo
 from alignlab.align.pairs import PreferencePair
 from alignlab.align.policy import exact_entropy, response_states, sequence_logprobs, token_logprobs
 from alignlab.core.errors import ConfigError, DataError, TrainingError
@@ -37,15 +38,16 @@ def naive_logprob(lm, prompt: str, response: str) -> float:
     return sum(float(logits[len(before) - 1 + i].log_softmax(-1)[token]) for i, token in enumerate(after))
 
 
-def test_response_scores_equal_full_logits_on_single_rows(make_lm) -> None:
+def test_pair_scores_equal_full_logits_on_single_rows(make_lm) -> None:
     lm = make_lm(n_layers=2)
     batch = stack_pairs([encode_pair(lm, pair, 32) for pair in PAIRS])
-    chosen, rejected = response_scores(lm.model, batch, "sigmoid")
+    nothing = {"reference": torch.zeros(3, 2), "probability": torch.ones(3)}
+    scores = pair_scores(lm.model, batch | nothing)
+    chosen, rejected = scores.chosen, scores.rejected
     for i, pair in enumerate(PAIRS):
         assert float(chosen[i].detach()) == pytest.approx(naive_logprob(lm, pair.prompt, pair.chosen), abs=1e-4)
         assert float(rejected[i].detach()) == pytest.approx(naive_logprob(lm, pair.prompt, pair.rejected), abs=1e-4)
-    per_token, _ = response_scores(lm.model, batch, "ipo")
-    assert float(per_token[2].detach()) == pytest.approx(naive_logprob(lm, "who", "me") / 3, abs=1e-4)
+    assert float(scores.means().chosen[2].detach()) == pytest.approx(naive_logprob(lm, "who", "me") / 3, abs=1e-4)
 
 
 def test_gradients_of_sequence_logprobs_equal_those_through_full_logits(make_lm) -> None:
@@ -78,7 +80,7 @@ def test_the_reference_is_the_model_without_its_adapter_and_the_first_loss_is_lo
         for parameter in lora_parameters(lm.model):
             parameter.add_(0.1)
     rows = [encode_pair(lm, pair, 32) for pair in PAIRS]
-    found = reference_logprobs(lm.model, rows, config(1, batch_size=2))
+    found = reference_scores(lm.model, rows, batch_size=2)
     for i, pair in enumerate(PAIRS):
         assert float(found[i, 0]) == pytest.approx(naive_logprob(plain, pair.prompt, pair.chosen), abs=1e-4)
         assert float(found[i, 1]) == pytest.approx(naive_logprob(plain, pair.prompt, pair.rejected), abs=1e-4)

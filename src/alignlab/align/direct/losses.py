@@ -123,16 +123,19 @@ def orpo_loss(
     chosen_nll: Float[Tensor, ""],
     *,
     weight: float = 0.1,
+    label_smoothing: Float[Tensor, " batch"] | float = 0.0,
 ) -> PreferenceLoss:
     """Odds-ratio preference optimisation: `nll - weight * mean log sigma(log odds(chosen) - log odds(rejected))`.
 
     Eqs. 6 and 7 of Hong et al. 2024, where odds(y) = P / (1 - P) and P is the probability of a token of the response
     in the geometric mean, `exp(mean)`; `chosen_nll` is the mean negative log-likelihood of the chosen tokens. There is
-    no reference. Rewards are `weight * mean`.
+    no reference. Rewards are `weight * mean`. A positive `label_smoothing` mixes the odds of the flipped pair in.
     """
     same_shape("orpo_loss", chosen_mean=chosen_mean, rejected_mean=rejected_mean)
+    check_probability("label_smoothing", label_smoothing)
     odds = log_odds(chosen_mean) - log_odds(rejected_mean)
-    loss = chosen_nll - weight * F.logsigmoid(odds).mean()
+    mixed = F.logsigmoid(odds) * (1 - label_smoothing) + F.logsigmoid(-odds) * label_smoothing
+    loss = chosen_nll - weight * mixed.mean()
     return PreferenceLoss(loss, weight * chosen_mean.detach(), weight * rejected_mean.detach())
 
 

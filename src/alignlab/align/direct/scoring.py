@@ -1,0 +1,125 @@
+"""Pairs of responses as token batches, and their log-probabilities under the policy and under its reference."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+from jaxtyping import Float
+from torch import Tensor
+
+from alignlab.align.adapters import reference_mode
+from alignlab.align.batching import in_length_order
+from alignlab.align.pairs import Batch, PreferencePair, encode_response, pad_masks, pad_rows
+from alignlab.align.policy import evaluating, sequence_logprobs
+from alignlab.core.progress import Progress
+from alignlab.lm.language_model import LanguageModel
+from alignlab.lm.model import GPTModel
+from alignlab.train.config import Precision
+
+Encoded = tuple[list[int], list[bool]]
+"""(tokens, loss mask) of a prompt and its response."""
+
+EncodedPair = tuple[Encoded, Encoded]
+"""The chosen and the rejected response, each after its prompt."""
+
+
+class PairScores(NamedTuple):
+    """What a loss on pairs reads: log-probabilities of whole responses (nats), and how many tokens each has."""
+
+    chosen: Float[Tensor, " batch"]
+    rejected: Float[Tensor, " batch"]
+    reference_chosen: Float[Tensor, " batch"]
+    """Zeros where the method has no reference."""
+    reference_rejected: Float[Tensor, " batch"]
+    chosen_tokens: Float[Tensor, " batch"]
+    rejected_tokens: Float[Tensor, " batch"]
+    probability: Float[Tensor, " batch"]
+    """How sure each label is."""
+
+    def means(self) -> PairScores:
+        """The same with log-probabilities averaged over a response's tokens."""
+        chosen, rejected = self.chosen_tokens, self.rejected_tokens
+        return self._replace(
+            chosen=self.chosen / chosen,
+            rejected=self.rejected / rejected,
+            reference_chosen=self.reference_chosen / chosen,
+            reference_rejected=self.reference_rejected / rejected,
+        )
+
+
+def encode_pair(lm: LanguageModel, pair: PreferencePair, max_length: int) -> EncodedPair:
+    """Both responses after the prompt they share."""
+    chosen, rejected = (
+        encode_response(lm.tokenizer, pair.prompt, response, max_length=max_length)
+        for response in (pair.chosen, pair.rejected)
+    )
+    return chosen, rejected
+
+
+def pair_lengths(rows: Sequence[EncodedPair]) -> list[int]:
+    """Tokens of the longer side of each pair."""
+    return [max(len(tokens) for tokens, _ in row) for row in rows]
+
+
+def stack_pairs(rows: Sequence[EncodedPair]) -> Batch:
+    """One batch with the first responses in the first half of the rows and the second ones in the other."""
+    both = [row[0] for row in rows] + [row[1] for row in rows]
+    return {"tokens": pad_rows([tokens for tokens, _ in both]), "loss_mask": pad_masks([mask for _, mask in both])}
+
+
+def pair_scores(model: GPTModel, batch: Batch) -> PairScores:
+    """Both sides in one pass. `batch` is `stack_pairs`'s with `reference` (n, 2) and `probability` (n,)."""
+    chosen, rejected = sequence_logprobs(model, batch["tokens"], batch["loss_mask"]).chunk(2)
+    chosen_tokens, rejected_tokens = batch["loss_mask"].sum(dim=1).to(chosen.dtype).chunk(2)
+    reference = batch["reference"]
+    sides = (chosen, rejected, reference[:, 0], reference[:, 1])
+    return PairScores(*sides, chosen_tokens, rejected_tokens, batch["probability"])
+
+
+@torch.no_grad()
+def score_pairs(
+    model: GPTModel,
+    rows: Sequence[EncodedPair],
+    *,
+    batch_size: int = 8,
+    precision: Precision = "fp32",
+    progress: Progress | None = None,
+    label: str = "log-probabilities",
+) -> Float[Tensor, "n_pairs 2"]:
+    """Log-probabilities (nats) of both responses of each pair under the model as it is, longest pairs first."""
+    device = model.head_weight.device
+    found = torch.zeros(len(rows), 2)
+    bf16 = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    with (
+        (progress or Progress.silent()).task(label, len(rows), unit="pairs") as task,
+        evaluating(model),
+        bf16,
+    ):
+        for members in in_length_order(pair_lengths(rows), batch_size):
+            batch = {key: value.to(device) for key, value in stack_pairs([rows[i] for i in members]).items()}
+            sums = sequence_logprobs(model, batch["tokens"], batch["loss_mask"])
+            found[members] = torch.stack(sums.chunk(2), dim=1).float().cpu()
+            task.advance(len(members), tokens=int(batch["loss_mask"].sum()))
+    return found
+
+
+def reference_scores(
+    model: GPTModel,
+    rows: Sequence[EncodedPair],
+    *,
+    batch_size: int = 8,
+    precision: Precision = "fp32",
+    progress: Progress | None = None,
+) -> Float[Tensor, "n_pairs 2"]:
+    """The same under the model with its adapter off, or as it comes where it has none."""
+    with reference_mode(model):
+        return score_pairs(
+            model,
+            rows,
+            batch_size=batch_size,
+            precision=precision,
+            progress=progress,
+            label="reference log-probabilities",
+        )
