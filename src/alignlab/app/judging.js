@@ -89,6 +89,16 @@ const show = (reply) => {
   if (question) { question.focus({ preventScroll: true }); }
   if (find("[data-judging]").getBoundingClientRect().top < 0) find("[data-judging]").scrollIntoView();
   if (reply.people >= 2) agree();
+  if (reply.wait) setTimeout(look, 1000 * reply.wait, reply.wait);
+};
+
+// Where questions come while one waits, the page looks for them, and changes only when there is one.
+const look = async (every) => {
+  if (task || busy || waiting) return;
+  const sought = seat, reply = await call({ do: "next", ...seat });
+  if (task || busy || waiting || sought !== seat) return;
+  if (reply.ok && reply.task) show(reply);
+  else setTimeout(look, 1000 * every, every);
 };
 
 let measured = 0; // when the agreement was asked for last
@@ -216,7 +226,7 @@ const listProjects = async (wanted) => {
   if (reply.projects.includes(chosen)) form.project.value = chosen;
   find("[data-empty]").hidden = reply.projects.length > 0;
   find("[data-begin]").disabled = reply.projects.length === 0;
-  if (!reply.projects.length) find("[data-adding]").open = true;
+  if (!reply.projects.length && find("[data-adding]")) find("[data-adding]").open = true;
 };
 find("[data-seat]").addEventListener("submit", (event) => { event.preventDefault(); if (!busy) begin(); });
 
@@ -249,7 +259,7 @@ const addAnswer = () => {
   find("[data-more]").before(label);
   label.querySelector("textarea").focus();
 };
-const submitted = (selector, work) => find(selector).addEventListener("submit", async (event) => {
+const submitted = (selector, work) => find(selector)?.addEventListener("submit", async (event) => {
   event.preventDefault();
   const button = event.target.querySelector("button[type=submit]");
   if (button.disabled) return;

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict
 from typing import TYPE_CHECKING
 
+from alignlab.app.clip_drawing import drawing
 from alignlab.app.markup import Html, interval, notice, table, text, verbatim
 
 if TYPE_CHECKING:
@@ -43,10 +44,12 @@ def comparison(task: Comparison) -> str:
 
 
 def _answer(task: Comparison, place: int) -> str:
+    content = task.answers[place - 1].text
+    shown = drawing(content) or f'<p class="verbatim">{text(content)}</p>'
     controls = {"pair": "", "ranking": _place_control(task, place), "rating": _grade_control(place)}[task.kind]
     return (
         f'<article class="answer" data-place="{place}" aria-label="Answer {place}"><h3>Answer {place}</h3>'
-        f'<p class="verbatim">{text(task.answers[place - 1].text)}</p>{controls}</article>'
+        f"{shown}{controls}</article>"
     )
 
 

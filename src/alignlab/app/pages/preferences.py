@@ -16,9 +16,9 @@ ORDERS = {
 }
 
 
-def shell() -> str:
-    """The page without its data."""
-    return "".join((_SEAT, _JUDGING, _adding(), _export()))
+def shell(*, adding: bool = True) -> str:
+    """The page without its data; without the forms that add questions where a training asks them."""
+    return "".join((_SEAT, _JUDGING, _adding() if adding else "", _export()))
 
 
 def _options(found: dict[str, str], empty: str | None = None) -> str:
