@@ -77,9 +77,11 @@ class PreferenceObjective:
     """A method that learns from pairs."""
 
     loss: Callable[[PairScores, DirectConfig], PreferenceLoss]
-    """Mean loss of a batch from its log-probabilities."""
+    """Mean loss of a batch from its log-probabilities, which are means where the method is `per_token`."""
     needs_reference: bool
     """Whether it is held to where the training starts."""
+    per_token: bool = False
+    """Whether log-probabilities are averaged over a response's tokens, so that a reward has no length."""
 
 
 DEFAULT_BETA: dict[str, float] = {
@@ -94,9 +96,8 @@ DEFAULT_BETA: dict[str, float] = {
 """The papers' own, but for length-normalised DPO: a mean over tokens is as many times smaller as a response is long."""
 
 
-def _logistic(kind: PreferenceLossKind, *, means: bool) -> Callable[[PairScores, DirectConfig], PreferenceLoss]:
-    def loss(scores: PairScores, config: DirectConfig) -> PreferenceLoss:
-        s = scores.means() if means else scores
+def _logistic(kind: PreferenceLossKind) -> Callable[[PairScores, DirectConfig], PreferenceLoss]:
+    def loss(s: PairScores, config: DirectConfig) -> PreferenceLoss:
         sides = (s.chosen, s.rejected, s.reference_chosen, s.reference_rejected)
         return PreferenceLoss(*dpo_loss(*sides, beta=config.strength, label_smoothing=flipped(s, config), kind=kind))
 
@@ -110,15 +111,14 @@ def _robust(scores: PairScores, config: DirectConfig) -> PreferenceLoss:
 
 
 def _orpo(scores: PairScores, config: DirectConfig) -> PreferenceLoss:
-    means = scores.means()
-    nll = -scores.chosen.sum() / scores.chosen_tokens.sum()
+    nll = -(scores.chosen * scores.chosen_tokens).sum() / scores.chosen_tokens.sum()
     flip = flipped(scores, config)
-    return orpo_loss(means.chosen, means.rejected, nll, weight=config.strength, label_smoothing=flip)
+    return orpo_loss(scores.chosen, scores.rejected, nll, weight=config.strength, label_smoothing=flip)
 
 
 def _simpo(scores: PairScores, config: DirectConfig) -> PreferenceLoss:
-    means, flip = scores.means(), flipped(scores, config)
-    return simpo_loss(means.chosen, means.rejected, beta=config.strength, margin=config.margin, label_smoothing=flip)
+    how = {"beta": config.strength, "margin": config.margin, "label_smoothing": flipped(scores, config)}
+    return simpo_loss(scores.chosen, scores.rejected, **how)  # type: ignore[arg-type]
 
 
 def flipped(scores: PairScores, config: DirectConfig) -> Float[Tensor, " batch"]:
@@ -128,11 +128,11 @@ def flipped(scores: PairScores, config: DirectConfig) -> Float[Tensor, " batch"]
 
 
 OBJECTIVES: dict[str, PreferenceObjective] = {
-    "dpo": PreferenceObjective(_logistic("sigmoid", means=False), needs_reference=True),
+    "dpo": PreferenceObjective(_logistic("sigmoid"), needs_reference=True),
     "robust-dpo": PreferenceObjective(_robust, needs_reference=True),
-    "length-dpo": PreferenceObjective(_logistic("sigmoid", means=True), needs_reference=True),
-    "ipo": PreferenceObjective(_logistic("ipo", means=True), needs_reference=True),
-    "orpo": PreferenceObjective(_orpo, needs_reference=False),
-    "simpo": PreferenceObjective(_simpo, needs_reference=False),
+    "length-dpo": PreferenceObjective(_logistic("sigmoid"), needs_reference=True, per_token=True),
+    "ipo": PreferenceObjective(_logistic("ipo"), needs_reference=True, per_token=True),
+    "orpo": PreferenceObjective(_orpo, needs_reference=False, per_token=True),
+    "simpo": PreferenceObjective(_simpo, needs_reference=False, per_token=True),
 }
 """Every method that learns from pairs as pairs; `kto` has a loop of its own (`direct.kto`)."""

@@ -79,29 +79,29 @@ def pair_scores(model: GPTModel, batch: Batch) -> PairScores:
 
 
 @torch.no_grad()
-def score_pairs(
+def score_rows(
     model: GPTModel,
-    rows: Sequence[EncodedPair],
+    rows: Sequence[Encoded],
     *,
-    batch_size: int = 8,
+    batch_size: int = 16,
     precision: Precision = "fp32",
     progress: Progress | None = None,
     label: str = "log-probabilities",
-) -> Float[Tensor, "n_pairs 2"]:
-    """Log-probabilities (nats) of both responses of each pair under the model as it is, longest pairs first."""
+) -> Float[Tensor, " n_rows"]:
+    """Log-probability (nats) of each response under the model as it is, longest rows first."""
     device = model.head_weight.device
-    found = torch.zeros(len(rows), 2)
+    found = torch.zeros(len(rows))
     bf16 = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
     with (
-        (progress or Progress.silent()).task(label, len(rows), unit="pairs") as task,
+        (progress or Progress.silent()).task(label, len(rows), unit="responses") as task,
         evaluating(model),
         bf16,
     ):
-        for members in in_length_order(pair_lengths(rows), batch_size):
-            batch = {key: value.to(device) for key, value in stack_pairs([rows[i] for i in members]).items()}
-            sums = sequence_logprobs(model, batch["tokens"], batch["loss_mask"])
-            found[members] = torch.stack(sums.chunk(2), dim=1).float().cpu()
-            task.advance(len(members), tokens=int(batch["loss_mask"].sum()))
+        for members in in_length_order([len(tokens) for tokens, _ in rows], batch_size):
+            tokens = pad_rows([rows[i][0] for i in members]).to(device)
+            mask = pad_masks([rows[i][1] for i in members]).to(device)
+            found[members] = sequence_logprobs(model, tokens, mask).float().cpu()
+            task.advance(len(members), tokens=int(mask.sum()))
     return found
 
 
@@ -113,13 +113,9 @@ def reference_scores(
     precision: Precision = "fp32",
     progress: Progress | None = None,
 ) -> Float[Tensor, "n_pairs 2"]:
-    """The same under the model with its adapter off, or as it comes where it has none."""
+    """Log-probabilities (nats) of both responses of each pair under the model with its adapter off, or as it comes
+    where it has none; `batch_size` counts pairs."""
+    sides = [side for row in rows for side in row]
+    how = {"batch_size": 2 * batch_size, "progress": progress, "label": "reference log-probabilities"}
     with reference_mode(model):
-        return score_pairs(
-            model,
-            rows,
-            batch_size=batch_size,
-            precision=precision,
-            progress=progress,
-            label="reference log-probabilities",
-        )
+        return score_rows(model, sides, precision=precision, **how).view(-1, 2)  # type: ignore[arg-type]

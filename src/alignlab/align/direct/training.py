@@ -67,7 +67,7 @@ def pair_objective(config: DirectConfig) -> Callable[[nn.Module, Batch], tuple[T
     def loss_fn(model: nn.Module, batch: Batch) -> tuple[Tensor, dict[str, Tensor]]:
         assert isinstance(model, GPTModel)
         scores = pair_scores(model, batch)
-        loss, good, bad = objective.loss(scores, config)
+        loss, good, bad = objective.loss(scores.means() if objective.per_token else scores, config)
         metrics = {
             "accuracy": (good > bad).float().mean(),
             "margin": (good - bad).mean(),
