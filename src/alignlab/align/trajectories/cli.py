@@ -20,7 +20,7 @@ EPISODES = 100
 class TrajectoryTraining:
     """Learn a control task from preferences between clips (Christiano et al. 2017), over several seeds."""
 
-    env: str = "CartPole-v1"
+    env: str = "Pendulum-v1"
     """A task of gymnasium; CartPole-v1 and Pendulum-v1 are built in and fast."""
     labels: int = 700
     """Comparisons a seed."""
@@ -32,7 +32,7 @@ class TrajectoryTraining:
     """Make the synthetic teacher noisy: Bradley-Terry with this factor on the difference of returns."""
     queries: Literal["disagreement", "random"] = "disagreement"
     """Ask where the reward networks disagree, or at random."""
-    steps: int = 100_000
+    steps: int = 80_000
     """Steps of the task for each agent."""
     length: int = 25
     """Steps of a clip."""
