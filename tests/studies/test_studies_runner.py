@@ -114,7 +114,12 @@ def test_findings_of_something_else(tmp_path: Path) -> None:
 
 
 def test_registry() -> None:
-    assert study_names() == ["alignment-and-calibration", "autoregressive-families", "toy-sum"]
+    assert study_names() == [
+        "alignment-and-calibration",
+        "autoregressive-families",
+        "reward-overoptimisation",
+        "toy-sum",
+    ]
     assert find_study("toy-sum") is Toy
     with pytest.raises(ConfigError, match="unknown study 'toy-som', did you mean 'toy-sum'"):
         find_study("toy-som")

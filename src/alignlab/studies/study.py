@@ -58,6 +58,7 @@ class Study(Protocol):
 _PLACES: dict[str, str] = {
     "autoregressive-families": "alignlab.studies.autoregressive_families:AutoregressiveFamilies",
     "alignment-and-calibration": "alignlab.studies.alignment_and_calibration:AlignmentAndCalibration",
+    "reward-overoptimisation": "alignlab.studies.reward_overoptimisation:RewardOveroptimisation",
 }
 _ADDED: dict[str, type] = {}
 _RESERVED = ("scale", "seed", "run")
