@@ -27,8 +27,10 @@ from alignlab.align.rollout import (
     Rollout,
     ScoresResponses,
     by_length,
+    check_ends,
     check_mismatch,
     check_scores,
+    prompts_from,
     row_lengths,
     stack_responses,
 )
@@ -141,14 +143,7 @@ class PPOTrainer:
 
     def prompts_at(self, prompts: Sequence[Prompt], step: int) -> list[Prompt]:
         """The prompts of a rollout batch: consecutive pieces of one shuffled pass after the other."""
-        chosen: list[Prompt] = []
-        for position in range(step * self.config.batch_size, (step + 1) * self.config.batch_size):
-            epoch, index = divmod(position, len(prompts))
-            if index == 0 or not chosen:
-                generator = torch_generator(derive_seed(self.config.seed, "prompts", epoch))
-                order = torch.randperm(len(prompts), generator=generator).tolist()
-            chosen.append(prompts[order[index]])
-        return chosen
+        return prompts_from(prompts, step * self.config.batch_size, self.config.batch_size, self.config.seed)
 
     def generate(self, prompts: Sequence[Prompt]) -> list[Response]:
         """One response to each prompt from the present policy, at temperature 1 without filters."""
@@ -156,10 +151,12 @@ class PPOTrainer:
         sampling = SamplingParams(max_tokens=self.config.max_tokens, stop=self.config.stop, seed=seed)
         with evaluating(self.policy), merged_for_decoding(self.model):
             completions = self.sampler.generate(prompts, sampling)
-        return [
+        responses = [
             Response(prompt, tuple(self.tokenizer.encode_prompt(prompt)), completion)
             for prompt, completion in zip(prompts, completions, strict=True)
         ]
+        check_ends(responses, self.tokenizer, self.config.stop)
+        return responses
 
     def compute_rewards(self, responses: Sequence[Response]) -> Tensor:
         """One score for each response: the reward's, clipped, less the penalty for a missing end."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from alignlab.align.pairs import pad_masks, pad_rows
 from alignlab.core.errors import TrainingError
+from alignlab.core.rng import derive_seed, torch_generator
 from alignlab.lm.types import Completion, Prompt
 
 RewardFn = Callable[[list[Prompt], list[str]], Sequence[float]]
@@ -67,6 +68,19 @@ class Rollout:
         return row_lengths(self.loss_mask)
 
 
+def prompts_from(prompts: Sequence[Prompt], start: int, count: int, seed: int) -> list[Prompt]:
+    """`count` prompts from position `start` on: consecutive pieces of one shuffled pass after the other."""
+    chosen: list[Prompt] = []
+    for position in range(start, start + count):
+        epoch, index = divmod(position, len(prompts))
+        if index == 0 or not chosen:
+            order = torch.randperm(
+                len(prompts), generator=torch_generator(derive_seed(seed, "prompts", epoch))
+            ).tolist()
+        chosen.append(prompts[order[index]])
+    return chosen
+
+
 def row_lengths(loss_mask: Bool[Tensor, "batch pos"]) -> Int[Tensor, " batch"]:
     """Position after the last True of each row: the response ends the row, so this is the row's length."""
     after = torch.arange(1, loss_mask.shape[1] + 1, device=loss_mask.device)
@@ -108,6 +122,28 @@ def stack_responses(responses: Sequence[Response]) -> tuple[Tensor, Tensor, Tens
     width = tokens.shape[1] - 1
     sampled = torch.tensor([row + [0.0] * (width - len(row)) for row in logprobs], dtype=torch.float32)
     return tokens, loss_mask, sampled
+
+
+def check_ends(responses: Sequence[Response], tokenizer: object, stop: Sequence[str] = ()) -> None:
+    """Refuse a response that counts as finished though nothing ended it: neither an end token nor a stop string.
+
+    Says nothing where the tokenizer names no end tokens (`eos_ids`).
+    """
+    ends = getattr(tokenizer, "eos_ids", None)
+    decode = getattr(tokenizer, "decode", None)
+    if not ends:
+        return
+    for i, response in enumerate(responses):
+        completion = response.completion
+        if completion.finish_reason != "stop" or not completion.tokens or completion.tokens[-1] in ends:
+            continue
+        if stop and (decode is None or any(text in decode(list(completion.tokens)) for text in stop)):
+            continue
+        raise TrainingError(
+            f"response {i} counts as finished after {len(completion.tokens)} tokens, but its last token is "
+            f"{completion.tokens[-1]}, none of the end tokens {sorted(ends)}{' and no stop string' if stop else ''}; "
+            "a truncated answer must have the finish reason 'length'"
+        )
 
 
 def check_mismatch(
