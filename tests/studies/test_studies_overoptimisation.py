@@ -30,7 +30,7 @@ from alignlab.studies.registration import study_deviations
 from alignlab.studies.reward_overoptimisation import RewardOveroptimisation
 from alignlab.studies.runner import read_findings, run_study
 
-PLAN = dataclasses.replace(PLANS["smoke"], seeds=8)
+PLAN = dataclasses.replace(PLANS["smoke"], seeds=9)
 D = np.array([0.0, 0.8, 1.6, 2.4, 3.2, 4.0])
 
 
@@ -83,14 +83,15 @@ def test_peak_and_cost_by_hand() -> None:
 
 
 def test_a_planted_turn_is_found_and_a_rise_is_not_called_one() -> None:
-    turned = [planted(seed, True) for seed in range(8)]
+    turned = [planted(seed, True) for seed in range(9)]
     found = findings(turned, PLAN)
     verdicts = dict(zip(EXPECTATIONS, (claim.verdict for claim in found.claims), strict=True))
-    assert verdicts["bon-turn"] == verdicts["rl-turn"] == verdicts["proxy-rises"] == "confirmed"
+    assert verdicts["bon-turn"] == verdicts["rl-turn"] == "confirmed"
+    assert verdicts["rl-turn-most"] == verdicts["proxy-rises"] == "confirmed"
     assert verdicts["higher"] == verdicts["later"] == verdicts["cost"] == "confirmed"
     assert len(found.figures) == 2
     assert curve_of(turned[0]["curves"]["rl, 16"]).kind == "rl"
-    rising = evidence([planted(seed, False) for seed in range(8)], PLAN)
+    rising = evidence([planted(seed, False) for seed in range(9)], PLAN)
     assert rising["rl-turn"].comparison.verdict != "better"
     assert rising["bon-turn"].comparison.verdict != "better"
 

@@ -24,8 +24,12 @@ EXPECTATIONS = {
         "PPO against the proxy of fewest comparisons: gold falls after its peak", "below 0",
         f"{GAO}, Figure 1", f"gold at the end less at its best, {UNIT}",
     ),
+    "rl-turn-most": Expectation(
+        "PPO against the proxy of most comparisons: gold falls after its peak", "below 0",
+        f"{GAO}, Figure 1", f"gold at the end less at its best, {UNIT}",
+    ),
     "proxy-rises": Expectation(
-        "From gold's peak on, PPO still raises the proxy of fewest comparisons", "above 0",
+        "From gold's peak on, PPO still raises the proxy of most comparisons", "above 0",
         f"{GAO}, Figure 1", "proxy at the end less at gold's peak, deviations of the policy's answers",
     ),
     "higher": Expectation(
@@ -94,7 +98,8 @@ def evidence(records: Sequence[Mapping[str, Any]], plan: Plan) -> dict[str, Evid
     pairs: dict[str, tuple[list[float], list[float], bool]] = {
         "bon-turn": (none, each(f"best of n, {few}", "fall"), False),
         "rl-turn": (none, each(f"rl, {few}", "fall"), False),
-        "proxy-rises": (none, each(f"rl, {few}", "proxy_after"), True),
+        "rl-turn-most": (none, each(f"rl, {most}", "fall"), False),
+        "proxy-rises": (none, each(f"rl, {most}", "proxy_after"), True),
         "higher": (each(f"rl, {few}", "gold"), each(f"rl, {most}", "gold"), True),
         "later": (each(f"rl, {few}", "distance"), each(f"rl, {most}", "distance"), True),
         "cost": ([one[0] for one in kl], [one[1] for one in kl], True),
@@ -107,7 +112,7 @@ def findings(records: Sequence[Mapping[str, Any]], plan: Plan) -> Findings:
     claims = judge(EXPECTATIONS, evidence(records, plan))
     told = [summaries(record) for record in records]
     names = dict(zip(EXPECTATIONS, claims, strict=True))
-    falls = [names[key] for key in ("bon-turn", "rl-turn")]
+    falls = [names[key] for key in ("bon-turn", "rl-turn", "rl-turn-most")]
     words = "; ".join(f"{claim.statement}: {claim.observed} ({claim.verdict})" for claim in falls)
     return Findings(
         summary=f"{plan.seeds} worlds. {words}.",
