@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from alignlab.align.direct import kto, training
+from alignlab.align.direct.joint import joint_pairs, may_share
 from alignlab.align.direct.kto import (
     RatedExample,
     kto_objective,
@@ -23,7 +25,7 @@ from alignlab.align.direct.kto import (
     train_kto,
 )
 from alignlab.align.direct.objectives import DEFAULT_BETA, OBJECTIVES, DirectConfig
-from alignlab.align.direct.scoring import stack_pairs
+from alignlab.align.direct.scoring import batch_pairs, encode_pair, pair_logprobs, stack_pairs
 from alignlab.align.direct.training import train_direct
 from alignlab.align.dpo import DPOConfig, train_dpo
 from alignlab.align.pairs import PreferencePair, encode_response
@@ -101,6 +103,31 @@ def test_train_dpo_is_the_same_loop(make_lm, kind: str) -> None:
     same = {name: getattr(direct, name) for name in ("epochs", "batch_size", "max_length", "lora", "train")}
     old = train_dpo(make_lm(), PAIRS, DPOConfig(beta=0.3, kind=kind, label_smoothing=0.1, **same))  # type: ignore[arg-type]
     assert old.history == train_direct(make_lm(), PAIRS, direct).history
+
+
+def test_joint_rows_give_the_log_probabilities_and_gradients_of_two_rows(make_lm) -> None:
+    """Also where the answers begin alike, where one is a part of the other, and where the prompts were cut apart."""
+    lm = make_lm(n_layers=2)
+    model = lm.model.double()
+    texts = [("how so", "yes please", "yes"), ("a", "b", "bb"), ("why", "no", "dunno"), ("q" * 9, "a" * 9, "b" * 3)]
+    rows = [encode_pair(lm, PreferencePair(*text), 16) for text in texts]
+    assert may_share(model)
+    joint, counts = pair_logprobs(model, joint_pairs(rows))
+    apart, lengths = pair_logprobs(model, stack_pairs(rows))
+    torch.testing.assert_close(joint, apart, rtol=0, atol=1e-5)
+    assert counts.tolist() == lengths.tolist()
+    weights = torch.linspace(-1, 1, len(joint), dtype=joint.dtype)
+    one, other = (torch.autograd.grad((weights * x).sum(), list(model.parameters())) for x in (joint, apart))
+    for found, wanted in zip(one, other, strict=True):
+        torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-6)
+
+
+def test_a_trunk_that_drops_out_has_two_rows_a_pair(make_lm) -> None:
+    lm = make_lm()
+    rows = [encode_pair(lm, pair, 32) for pair in PAIRS]
+    assert "parts" in batch_pairs(lm.model, rows)
+    lm.model.config = replace(lm.model.config, dropout=0.1)
+    assert "parts" not in batch_pairs(lm.model, rows)
 
 
 def test_methods_without_a_reference_do_not_score_one(make_lm, monkeypatch: pytest.MonkeyPatch) -> None:

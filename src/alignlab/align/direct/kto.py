@@ -13,9 +13,10 @@ from torch import Tensor, nn
 
 from alignlab.align.adapters import ensure_lora
 from alignlab.align.batching import LengthBatches
+from alignlab.align.direct.joint import EncodedPair
 from alignlab.align.direct.losses import balanced_weights, kto_baseline, kto_loss
 from alignlab.align.direct.objectives import DirectConfig
-from alignlab.align.direct.scoring import EncodedPair, pair_lengths, reference_scores, stack_pairs
+from alignlab.align.direct.scoring import pair_lengths, reference_scores, stack_pairs
 from alignlab.align.pairs import Batch, PreferencePair, encode_response
 from alignlab.align.policy import sequence_logprobs
 from alignlab.align.sft import with_epochs

@@ -10,10 +10,11 @@ from typing import ClassVar
 import numpy as np
 from numpy.typing import NDArray
 
+from alignlab.align.direct.joint import Encoded
 from alignlab.align.direct.kto import RatedExample, check_examples, is_rated, read_rated, train_kto
 from alignlab.align.direct.measures import Gains, pair_gains, rated_gains
 from alignlab.align.direct.objectives import OBJECTIVES, DirectConfig
-from alignlab.align.direct.scoring import Encoded, encode_pair
+from alignlab.align.direct.scoring import encode_pair
 from alignlab.align.direct.training import train_direct
 from alignlab.align.pairs import PreferencePair, check_pairs, encode_response
 from alignlab.align.preference_data.formats import recognise

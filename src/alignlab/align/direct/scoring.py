@@ -11,18 +11,14 @@ from torch import Tensor
 
 from alignlab.align.adapters import reference_mode
 from alignlab.align.batching import in_length_order
+from alignlab.align.direct.joint import Encoded, EncodedPair, joint_logprobs, joint_pairs, may_share
 from alignlab.align.pairs import Batch, PreferencePair, encode_response, pad_masks, pad_rows
 from alignlab.align.policy import evaluating, sequence_logprobs
+from alignlab.align.reward.branching import branched_length
 from alignlab.core.progress import Progress
 from alignlab.lm.language_model import LanguageModel
 from alignlab.lm.model import GPTModel
 from alignlab.train.config import Precision
-
-Encoded = tuple[list[int], list[bool]]
-"""(tokens, loss mask) of a prompt and its response."""
-
-EncodedPair = tuple[Encoded, Encoded]
-"""The chosen and the rejected response, each after its prompt."""
 
 
 class PairScores(NamedTuple):
@@ -59,8 +55,8 @@ def encode_pair(lm: LanguageModel, pair: PreferencePair, max_length: int) -> Enc
 
 
 def pair_lengths(rows: Sequence[EncodedPair]) -> list[int]:
-    """Tokens of the longer side of each pair."""
-    return [max(len(tokens) for tokens, _ in row) for row in rows]
+    """Tokens of each pair in a joint row."""
+    return [branched_length(first[0], second[0]) for first, second in rows]
 
 
 def stack_pairs(rows: Sequence[EncodedPair]) -> Batch:
@@ -69,12 +65,25 @@ def stack_pairs(rows: Sequence[EncodedPair]) -> Batch:
     return {"tokens": pad_rows([tokens for tokens, _ in both]), "loss_mask": pad_masks([mask for _, mask in both])}
 
 
+def batch_pairs(model: GPTModel, rows: Sequence[EncodedPair]) -> Batch:
+    """The pairs as the model reads them fastest: joint rows, or two rows each where it drops out."""
+    return joint_pairs(rows) if may_share(model) else stack_pairs(rows)
+
+
+def pair_logprobs(model: GPTModel, batch: Batch) -> tuple[Float[Tensor, " rows"], Float[Tensor, " rows"]]:
+    """(log-probability in nats, number of tokens) of each response, the first ones and then the second ones."""
+    if "parts" in batch:
+        return joint_logprobs(model, batch)
+    sums = sequence_logprobs(model, batch["tokens"], batch["loss_mask"])
+    return sums, batch["loss_mask"].sum(dim=1).to(sums.dtype)
+
+
 def pair_scores(model: GPTModel, batch: Batch) -> PairScores:
-    """Both sides in one pass. `batch` is `stack_pairs`'s with `reference` (n, 2) and `probability` (n,)."""
-    chosen, rejected = sequence_logprobs(model, batch["tokens"], batch["loss_mask"]).chunk(2)
-    chosen_tokens, rejected_tokens = batch["loss_mask"].sum(dim=1).to(chosen.dtype).chunk(2)
-    reference = batch["reference"]
-    sides = (chosen, rejected, reference[:, 0], reference[:, 1])
+    """Both sides in one pass. `batch` is `batch_pairs`'s with `reference` (n, 2) and `probability` (n,)."""
+    sums, counts = pair_logprobs(model, batch)
+    chosen, rejected = sums.chunk(2)
+    chosen_tokens, rejected_tokens = counts.chunk(2)
+    sides = (chosen, rejected, batch["reference"][:, 0], batch["reference"][:, 1])
     return PairScores(*sides, chosen_tokens, rejected_tokens, batch["probability"])
 
 
@@ -105,6 +114,7 @@ def score_rows(
     return found
 
 
+@torch.no_grad()
 def reference_scores(
     model: GPTModel,
     rows: Sequence[EncodedPair],
@@ -113,9 +123,19 @@ def reference_scores(
     precision: Precision = "fp32",
     progress: Progress | None = None,
 ) -> Float[Tensor, "n_pairs 2"]:
-    """Log-probabilities (nats) of both responses of each pair under the model with its adapter off, or as it comes
-    where it has none; `batch_size` counts pairs."""
-    sides = [side for row in rows for side in row]
-    how = {"batch_size": 2 * batch_size, "progress": progress, "label": "reference log-probabilities"}
-    with reference_mode(model):
-        return score_rows(model, sides, precision=precision, **how).view(-1, 2)  # type: ignore[arg-type]
+    """The same of both responses of each pair, with the model's adapter off, or as it comes where it has none."""
+    device = model.head_weight.device
+    found = torch.zeros(len(rows), 2)
+    bf16 = torch.autocast(device.type, torch.bfloat16, enabled=precision == "bf16")
+    with (
+        (progress or Progress.silent()).task("reference log-probabilities", len(rows), unit="pairs") as task,
+        evaluating(model),
+        reference_mode(model),
+        bf16,
+    ):
+        for members in in_length_order(pair_lengths(rows), batch_size):
+            batch = batch_pairs(model, [rows[i] for i in members])
+            sums, counts = pair_logprobs(model, {key: value.to(device) for key, value in batch.items()})
+            found[members] = torch.stack(sums.chunk(2), dim=1).float().cpu()
+            task.advance(len(members), tokens=int(counts.sum()))
+    return found

@@ -11,7 +11,7 @@ from alignlab.align.adapters import ensure_lora
 from alignlab.align.batching import LengthBatches
 from alignlab.align.direct.kto import rated_of_pairs, train_kto
 from alignlab.align.direct.objectives import OBJECTIVES, DirectConfig
-from alignlab.align.direct.scoring import encode_pair, pair_lengths, pair_scores, reference_scores, stack_pairs
+from alignlab.align.direct.scoring import batch_pairs, encode_pair, pair_lengths, pair_scores, reference_scores
 from alignlab.align.pairs import Batch, PreferencePair, check_pairs
 from alignlab.align.sft import with_epochs
 from alignlab.core.progress import Progress
@@ -54,7 +54,7 @@ def train_direct(
     def batch_at(index: int) -> Batch:
         at = order(index)
         scores = {"reference": reference[at], "probability": probability[at]}
-        return stack_pairs([rows[i] for i in at]) | scores
+        return batch_pairs(lm.model, [rows[i] for i in at]) | scores
 
     train = with_epochs(config.train, config.epochs, order.per_epoch)
     return Trainer(lm.model, pair_objective(config), train, run=run, name=name, progress=progress).fit(batch_at)
