@@ -20,6 +20,7 @@ from alignlab.align.losses import kl_estimate, masked_mean, ppo_policy_loss, ppo
 from alignlab.align.policy import Policy, evaluating, sampled_entropy, token_logprobs
 from alignlab.align.ppo_config import PPOConfig
 from alignlab.align.ppo_state import load_state, save_state
+from alignlab.align.rl.rewards import after_step
 from alignlab.align.rollout import (
     EncodesPrompts,
     Response,
@@ -130,6 +131,7 @@ class PPOTrainer:
                     metrics = {"reward": float(scores[0]), "skipped": 1.0}
                 else:
                     metrics = self.ppo_step(self.prepare(responses, scores))
+                metrics |= after_step(self.reward_model)
                 self.step += 1
                 self.history.append(metrics)
                 if self.run is not None:

@@ -9,6 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from alignlab.align.rl.rewards import load_reward_state, reward_state
 from alignlab.core.errors import TrainingError
 from alignlab.train.checkpoint import list_checkpoints, read_checkpoint, write_checkpoint
 from alignlab.train.resume import capture, restore
@@ -21,8 +22,8 @@ def save_state(trainer: PPOTrainer, directory: Path) -> Path:
     """Write what the rest of the training depends on; whole or not at all."""
     config = cast(Any, trainer.config)  # any config dataclass will do there
     checkpoint = capture(trainer.policy, trainer.optimizer, config, trainer.step, trainer.history)
-    coefficient = trainer.kl_controller.coefficient
-    return write_checkpoint(directory, replace(checkpoint, state={**checkpoint.state, "kl_coefficient": coefficient}))
+    own = {"kl_coefficient": trainer.kl_controller.coefficient, "reward": reward_state(trainer.reward_model)}
+    return write_checkpoint(directory, replace(checkpoint, state={**checkpoint.state, **own}))
 
 
 def load_state(trainer: PPOTrainer, directory: Path) -> bool:
@@ -41,4 +42,5 @@ def load_state(trainer: PPOTrainer, directory: Path) -> bool:
     trainer.history = restore(checkpoint, trainer.policy, trainer.optimizer, config, str(found[-1]))
     trainer.step = checkpoint.step
     trainer.kl_controller.coefficient = coefficient
+    load_reward_state(trainer.reward_model, checkpoint.state.get("reward"))
     return True

@@ -252,6 +252,7 @@ def _step(learner: Learner, sums: Metrics) -> Metrics:
 
 def finish(learner: Learner, responses: list[Response], metrics: Metrics, on_step: OnStep | None) -> None:
     """Count, log and, when it is time, save a rollout batch."""
+    metrics |= learner.reward.after_step()
     learner.step += 1
     learner.history.append(metrics)
     if learner.run is not None:

@@ -53,6 +53,24 @@ def call_of(reward: Reward) -> RewardFn:
     )
 
 
+def after_step(reward: Reward) -> dict[str, float]:
+    """What a reward that keeps account has to say at the end of a rollout batch (its own `after_step`)."""
+    account = getattr(reward, "after_step", None)
+    return {} if account is None else dict(account())
+
+
+def reward_state(reward: Reward) -> dict[str, Any] | None:
+    """What a reward wants kept in a checkpoint (its `state_dict`); None for a model, which has its own files."""
+    keep = getattr(reward, "state_dict", None)
+    return None if keep is None or isinstance(reward, torch.nn.Module) else dict(keep())
+
+
+def load_reward_state(reward: Reward, state: Mapping[str, Any] | None) -> None:
+    """Put a reward back to where a checkpoint left it."""
+    if state is not None:
+        reward.load_state_dict(state)  # type: ignore[union-attr]
+
+
 def finite_scores(given: object, expected: int, name: str) -> Float[Tensor, " batch"]:
     """A reward's answer as float32; RewardError names the first row that is None, not a number, or not finite."""
     if isinstance(given, Sequence) and not isinstance(given, str):
@@ -110,14 +128,16 @@ class Guarded:
         return finite_scores(attempt.value, len(responses), self.name)
 
     def state_dict(self) -> dict[str, Any] | None:
-        """What the reward wants kept in a checkpoint; None where it keeps no state."""
-        keep = getattr(self.reward, "state_dict", None)
-        return None if keep is None or isinstance(self.reward, torch.nn.Module) else keep()
+        """The reward's own, if it has one."""
+        return reward_state(self.reward)
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
         """Go on from a checkpoint."""
-        if state is not None:
-            self.reward.load_state_dict(state)  # type: ignore[union-attr]
+        load_reward_state(self.reward, state)
+
+    def after_step(self) -> dict[str, float]:
+        """The reward's own account."""
+        return after_step(self.reward)
 
     def _blame(self, prompts: list[Prompt], responses: list[str], what: str) -> RewardError:
         """The error, with the first response that fails alone."""
@@ -194,6 +214,10 @@ class Combined:
         self.parts = {name: reward.score(prompts, responses) for name, reward in self._guarded.items()}
         scaled = {name: self._scaled(name, scores) for name, scores in self.parts.items()}
         return torch.stack([self.weights[name] * scores for name, scores in scaled.items()]).sum(dim=0)
+
+    def after_step(self) -> dict[str, float]:
+        """Mean raw score of each part in what was scored last."""
+        return {f"reward/{name}": float(scores.mean()) for name, scores in self.parts.items()}
 
     def state_dict(self) -> dict[str, list[float]]:
         """Count, mean and sum of squares of each reward, for a checkpoint."""

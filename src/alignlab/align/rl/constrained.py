@@ -1,0 +1,170 @@
+"""Constrained RL: the most reward whose costs stay under their limits, by Lagrange multipliers on the costs.
+
+`LagrangianReward` goes wherever a reward goes, so PPO, GRPO, RLOO and REINFORCE become their Lagrangian forms: the
+policy climbs `r - sum_k lambda_k c_k`, the multipliers climb the violations (Altman 1999; Dai et al. 2024, Safe RLHF,
+eq. 9 to 11; the proportional term is that of Stooke et al. 2020). Their trajectory is part of every step's metrics.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from jaxtyping import Float
+from torch import Tensor
+
+from alignlab.align.rl.rewards import Guarded, Reward, after_step
+from alignlab.core.config import require
+from alignlab.core.errors import TrainingError
+from alignlab.lm.types import Prompt
+
+
+@dataclass(frozen=True)
+class CostLimit:
+    """A cost whose mean over the responses is to stay at or below `limit`, and how its multiplier moves."""
+
+    cost: Reward
+    """Like a reward: a function or a model; larger is worse."""
+    limit: float
+    """Highest mean cost."""
+    rate: float = 0.05
+    """How far the multiplier moves for each unit of violation in each step (the integral term)."""
+    proportional: float = 0.0
+    """Added for each unit of the present violation: damps the swings that the integral alone makes."""
+    settle: int | None = None
+    """Steps after which the rate falls as one over the step, so that the multiplier comes to rest; none: never."""
+    start: float = 0.0
+    """The multiplier before the first step."""
+    maximum: float = 100.0
+    """Where the multiplier stops: a limit that cannot be met would drive it on for ever."""
+
+    def __post_init__(self) -> None:
+        require(math.isfinite(self.limit), "limit", self.limit, "a finite number")
+        require(self.rate > 0, "rate", self.rate, "a positive number")
+        require(self.proportional >= 0, "proportional", self.proportional, "0 or a positive number")
+        require(self.settle is None or self.settle >= 1, "settle", self.settle, "none or a whole number of at least 1")
+        require(0 < self.maximum < math.inf, "maximum", self.maximum, "a positive number")
+        require(0 <= self.start <= self.maximum, "start", self.start, f"a number from 0 to maximum ({self.maximum:g})")
+
+
+def next_multiplier(bound: CostLimit, integral: float, violation: float, step: int) -> tuple[float, float]:
+    """(integral, multiplier) after step `step` (0-based) with mean cost `limit + violation`.
+
+    `I <- clip(I + rate_t v)`, `lambda = clip(I + proportional v)`, both between 0 and `maximum`; `rate_t` is `rate`
+    up to `settle` steps and `rate * settle / (step + 1)` after them.
+    """
+    falling = 1.0 if bound.settle is None else min(1.0, bound.settle / (step + 1))
+    integral = min(max(integral + bound.rate * falling * violation, 0.0), bound.maximum)
+    return integral, min(max(integral + bound.proportional * violation, 0.0), bound.maximum)
+
+
+@dataclass
+class LagrangianReward:
+    """`r - sum_k lambda_k c_k`, with multipliers that follow the costs of what was scored since the last step.
+
+    The training loop calls `after_step` once a rollout batch; scoring alone moves nothing. With `normalise` the sum is
+    divided by `1 + sum_k lambda_k` (Safe RLHF), which keeps its size as multipliers grow, but also makes a KL penalty
+    beside it weigh more. A multiplier that reaches its `maximum` with the limit still broken stops the run.
+    """
+
+    reward: Reward
+    limits: Mapping[str, CostLimit]
+    normalise: bool = False
+    time_limit: float | None = 60.0
+    multipliers: dict[str, float] = field(default_factory=dict, init=False)
+    trajectory: list[dict[str, float]] = field(default_factory=list, init=False)
+    """Of each step: mean cost and multiplier of every limit."""
+
+    def __post_init__(self) -> None:
+        require(bool(self.limits), "limits", dict(self.limits), "at least one cost limit with a name")
+        self._reward = Guarded(self.reward, self.time_limit)
+        self._costs = {name: Guarded(bound.cost, self.time_limit) for name, bound in self.limits.items()}
+        self.multipliers = {name: bound.start for name, bound in self.limits.items()}
+        self._integrals = dict(self.multipliers)
+        self._reset()
+
+    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Float[Tensor, " batch"]:
+        """The penalised reward of each response."""
+        total = self._reward.score(prompts, responses)
+        self._count += len(responses)
+        self._reward_sum += float(total.double().sum())
+        for name, cost in self._costs.items():
+            costs = cost.score(prompts, responses)
+            self._cost_sums[name] += float(costs.double().sum())
+            total = total - self.multipliers[name] * costs
+        return total / (1 + sum(self.multipliers.values())) if self.normalise else total
+
+    def after_step(self) -> dict[str, float]:
+        """Move the multipliers; the step's mean reward and costs, and the multipliers it was scored with."""
+        if self._count == 0:
+            return {}
+        measured = {"plain_reward": self._reward_sum / self._count}
+        for name, bound in self.limits.items():
+            cost = self._cost_sums[name] / self._count
+            measured |= {f"cost/{name}": cost, f"multiplier/{name}": self.multipliers[name]}
+            step, before = len(self.trajectory), self.multipliers[name]
+            self._integrals[name], after = next_multiplier(bound, self._integrals[name], cost - bound.limit, step)
+            if before == after == bound.maximum and cost > bound.limit:
+                raise TrainingError(
+                    f"the multiplier of {name} has reached its maximum ({bound.maximum:g}) at step {step + 1} and the "
+                    f"mean cost is still {cost:.4g}, allowed: {bound.limit:g}; the limit may be out of reach"
+                )
+            self.multipliers[name] = after
+        self.trajectory.append(measured)
+        self._reset()
+        return {**after_step(self.reward), **measured}
+
+    def state_dict(self) -> dict[str, Any]:
+        """What a checkpoint keeps, the reward's own state with it."""
+        own = {"multipliers": dict(self.multipliers), "integrals": dict(self._integrals)}
+        return {**own, "trajectory": list(self.trajectory), "reward": self._reward.state_dict()}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Go on from a checkpoint; TrainingError where it is of other limits."""
+        if set(state["multipliers"]) != set(self.limits):
+            there, here = ", ".join(state["multipliers"]), ", ".join(self.limits)
+            raise TrainingError(f"the checkpoint has multipliers of {there}, this training of {here}; they must agree")
+        self.multipliers, self._integrals = dict(state["multipliers"]), dict(state["integrals"])
+        self.trajectory = [dict(row) for row in state["trajectory"]]
+        self._reward.load_state_dict(state["reward"])
+
+    def _reset(self) -> None:
+        self._count, self._reward_sum = 0, 0.0
+        self._cost_sums = dict.fromkeys(self.limits, 0.0)
+
+
+def tilted_to_limit(
+    reference: Float[Tensor, " actions"],
+    rewards: Float[Tensor, " actions"],
+    costs: Float[Tensor, " actions"],
+    *,
+    beta: float,
+    limit: float,
+) -> tuple[Float[Tensor, " actions"], float]:
+    """The exact answer over actions that can be listed: (policy, multiplier).
+
+    The maximum of `E[r] - beta KL(pi || reference)` under `E[c] <= limit` is `pi ~ reference exp((r - lambda c) /
+    beta)` with the least lambda >= 0 that meets the limit, found by bisection (E[c] falls in lambda). Raises
+    TrainingError where no policy meets it.
+    """
+
+    def at(multiplier: float) -> Tensor:
+        return (reference.double().log() + (rewards.double() - multiplier * costs.double()) / beta).softmax(-1)
+
+    def cost(multiplier: float) -> float:
+        return float((at(multiplier) * costs.double()).sum())
+
+    if cost(0.0) <= limit:
+        return at(0.0), 0.0
+    least = float(costs[reference > 0].min())
+    if least >= limit:
+        raise TrainingError(f"no policy meets the limit {limit:g}: the least cost of any action is {least:g}")
+    low, high = 0.0, 1.0
+    while cost(high) > limit:
+        low, high = high, 2 * high
+    for _ in range(100):
+        middle = (low + high) / 2
+        low, high = (middle, high) if cost(middle) > limit else (low, middle)
+    return at(high), high
