@@ -63,12 +63,18 @@ def test_a_world_is_its_seed() -> None:
     one, same, other = (make_gold(world, seed) for seed in (1, 1, 2))
     assert np.array_equal(one.worth, same.worth)
     assert not np.array_equal(one.worth, other.worth)
+
+
+@pytest.mark.slow  # the sampler's program is compiled first
+def test_comparisons_are_what_gold_says() -> None:
+    world = World(answer=6, width=16)
+    one = make_gold(world, 1)
     pairs = labelled_pairs(make_policy(world, 1), one, 12, world, 1)
     assert len(pairs) == 12
     for pair in pairs:
         chosen, rejected = one(["", ""], [pair.chosen, pair.rejected])
         assert chosen > rejected
-    assert pairs == labelled_pairs(make_policy(world, 1), same, 12, world, 1)
+    assert pairs == labelled_pairs(make_policy(world, 1), one, 12, world, 1)
 
 
 def test_peak_and_cost_by_hand() -> None:
