@@ -20,17 +20,15 @@ from alignlab.align.losses import kl_estimate, masked_mean, ppo_policy_loss, ppo
 from alignlab.align.policy import Policy, evaluating, sampled_entropy, token_logprobs
 from alignlab.align.ppo_config import PPOConfig
 from alignlab.align.ppo_state import load_state, save_state
-from alignlab.align.rl.rewards import after_step
+from alignlab.align.rl.rewards import Guarded, Reward
+from alignlab.align.rl.tokenizers import check_reward_tokenizer
 from alignlab.align.rollout import (
     EncodesPrompts,
     Response,
-    RewardFn,
     Rollout,
-    ScoresResponses,
     by_length,
     check_ends,
     check_mismatch,
-    check_scores,
     prompts_from,
     row_lengths,
     stack_responses,
@@ -71,7 +69,7 @@ class PPOTrainer:
     def __init__(
         self,
         model: LanguageModel | GPTModel,
-        reward_model: RewardFn | ScoresResponses,
+        reward_model: Reward,
         ref_model: LanguageModel | GPTModel | None = None,
         config: PPOConfig | None = None,
         *,
@@ -89,6 +87,9 @@ class PPOTrainer:
         if tokenizer is None or sampler is None:
             raise ConfigError("a bare GPTModel needs sampler= and tokenizer=, or pass a LanguageModel, which has both")
         self.tokenizer, self.sampler, self.reward_model = tokenizer, sampler, reward_model
+        self.reward = Guarded(reward_model, config.reward_time_limit)
+        if config.reward_tokenizer == "same":
+            check_reward_tokenizer(reward_model, tokenizer)
         self.reference = ref_model.model if isinstance(ref_model, LanguageModel) else ref_model
         ensure_lora(self.model, config.lora)
         if self.reference is None and not has_lora(self.model):
@@ -131,7 +132,7 @@ class PPOTrainer:
                     metrics = {"reward": float(scores[0]), "skipped": 1.0}
                 else:
                     metrics = self.ppo_step(self.prepare(responses, scores))
-                metrics |= after_step(self.reward_model)
+                metrics |= self.reward.after_step()
                 self.step += 1
                 self.history.append(metrics)
                 if self.run is not None:
@@ -162,9 +163,7 @@ class PPOTrainer:
 
     def compute_rewards(self, responses: Sequence[Response]) -> Tensor:
         """One score for each response: the reward's, clipped, less the penalty for a missing end."""
-        prompts, texts = [r.prompt for r in responses], [r.completion.text for r in responses]
-        score = self.reward_model.score if isinstance(self.reward_model, ScoresResponses) else self.reward_model
-        scores = check_scores(score(prompts, texts), len(responses))
+        scores = self.reward.score([r.prompt for r in responses], [r.completion.text for r in responses])
         if self.config.reward_clip is not None:
             scores = scores.clamp(-self.config.reward_clip, self.config.reward_clip)
         unended = torch.tensor([float(r.completion.finish_reason == "length") for r in responses])

@@ -72,6 +72,10 @@ class PPOConfig:
     """Taken from the score of a response that ran into `max_tokens` without ending."""
     on_equal_rewards: Literal["raise", "skip"] = "raise"
     """What to do with a batch whose scores are all equal: stop with an error, or log it and go on."""
+    reward_time_limit: float | None = None
+    """Seconds for one call of the reward, which then runs in a thread of its own; none waits for ever."""
+    reward_tokenizer: Literal["same", "any"] = "same"
+    """`same` stops where a reward model reads the texts with another tokenizer than the policy's."""
     max_mismatch: float = 0.1
     """Largest mean absolute difference (nats per token) between the sampler's and the trainer's log-probabilities:
     rounding in bf16 makes a few hundredths, in fp32 nothing to speak of.
@@ -114,7 +118,7 @@ class PPOConfig:
             "missing_end_penalty",
         ):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or a positive number")
-        for name in ("value_clip", "kl_target", "max_policy_kl", "reward_clip"):
+        for name in ("value_clip", "kl_target", "max_policy_kl", "reward_clip", "reward_time_limit"):
             value = getattr(self, name)
             require(value is None or value > 0, name, value, "none or a positive number")
         for name in ("gamma", "lam"):
@@ -123,6 +127,7 @@ class PPOConfig:
         choices = {
             "kl_estimator": get_args(KLEstimator),
             "on_equal_rewards": ("raise", "skip"),
+            "reward_tokenizer": ("same", "any"),
             "precision": get_args(Precision),
             "schedule": get_args(Schedule),
         }

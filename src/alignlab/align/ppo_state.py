@@ -9,7 +9,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
-from alignlab.align.rl.rewards import load_reward_state, reward_state
 from alignlab.core.errors import TrainingError
 from alignlab.train.checkpoint import list_checkpoints, read_checkpoint, write_checkpoint
 from alignlab.train.resume import capture, restore
@@ -22,7 +21,7 @@ def save_state(trainer: PPOTrainer, directory: Path) -> Path:
     """Write what the rest of the training depends on; whole or not at all."""
     config = cast(Any, trainer.config)  # any config dataclass will do there
     checkpoint = capture(trainer.policy, trainer.optimizer, config, trainer.step, trainer.history)
-    own = {"kl_coefficient": trainer.kl_controller.coefficient, "reward": reward_state(trainer.reward_model)}
+    own = {"kl_coefficient": trainer.kl_controller.coefficient, "reward": trainer.reward.state_dict()}
     return write_checkpoint(directory, replace(checkpoint, state={**checkpoint.state, **own}))
 
 
@@ -42,5 +41,5 @@ def load_state(trainer: PPOTrainer, directory: Path) -> bool:
     trainer.history = restore(checkpoint, trainer.policy, trainer.optimizer, config, str(found[-1]))
     trainer.step = checkpoint.step
     trainer.kl_controller.coefficient = coefficient
-    load_reward_state(trainer.reward_model, checkpoint.state.get("reward"))
+    trainer.reward.load_state_dict(checkpoint.state.get("reward"))
     return True

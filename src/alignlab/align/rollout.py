@@ -168,21 +168,3 @@ def check_mismatch(
             f"({float(sampled[row, column]):.4f} sampled, {float(recomputed[row, column]):.4f} recomputed)"
         )
     return {"mismatch_mean": mean, "mismatch_max": largest}
-
-
-def check_scores(scores: object, expected: int) -> Float[Tensor, " batch"]:
-    """The reward's answer as a float32 tensor; TrainingError for another length or a number that is not finite."""
-    try:
-        found = torch.as_tensor(scores, dtype=torch.float32).detach().cpu()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise TrainingError(
-            f"the reward gave {type(scores).__name__}, right is one number per response: {error}"
-        ) from error
-    if found.shape != (expected,):
-        raise TrainingError(
-            f"the reward gave shape {tuple(found.shape)} for {expected} responses, right is one number per response"
-        )
-    bad = (~found.isfinite()).nonzero().flatten().tolist()
-    if bad:
-        raise TrainingError(f"the reward of response {bad[0]} is {float(found[bad[0]])}, rewards must be finite")
-    return found

@@ -13,7 +13,13 @@ from torch import Tensor
 from alignlab.align.ppo import PPOTrainer
 from alignlab.align.ppo_config import PPOConfig
 from alignlab.align.rl.config import GRPOConfig
-from alignlab.align.rl.constrained import CostLimit, LagrangianReward, next_multiplier, tilted_to_limit
+from alignlab.align.rl.constrained import (
+    CostLimit,
+    LagrangianReward,
+    next_multiplier,
+    tilted_to_limit,
+    trajectory_figure,
+)
 from alignlab.align.rl.grpo import train_grpo
 from alignlab.align.rl.rewards import Combined
 from alignlab.core.errors import ConfigError, TrainingError
@@ -147,6 +153,12 @@ def test_scores_by_hand_and_scoring_alone_moves_nothing() -> None:
     assert reward.multipliers == {"a": 2.0}
     assert reward.after_step() == {"plain_reward": 2.0, "cost/a": 1.5, "multiplier/a": 2.0}
     assert reward.multipliers["a"] == pytest.approx(2.1)
+    drawn = trajectory_figure(reward, "a")
+    assert {trace.name: list(trace.y) for trace in drawn.data} == {
+        "mean cost": [1.5],
+        "limit": [0.5],
+        "multiplier": [2.0],
+    }
     assert reward.after_step() == {}  # nothing was scored since
     scaled = LagrangianReward(lengths, {"a": CostLimit(letters, 0.5, start=1.0)}, normalise=True)
     assert scaled.score(["p"], ["aab"]).tolist() == [0.5]

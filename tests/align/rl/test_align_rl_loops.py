@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -335,6 +336,24 @@ def test_a_sampler_that_is_not_the_policy_is_refused_with_numbers(make_lm, train
 def test_truncated_answers_that_count_as_finished_are_refused(make_lm, train: Callable, config: RLConfig) -> None:
     with pytest.raises(TrainingError, match=r"counts as finished after 6 tokens.*none of the end tokens \[1, 2\]"):
         train_with(make_lm, lambda completion: replace(completion, finish_reason="stop"), train, config)
+
+
+def test_ppo_guards_its_reward_in_the_same_way(make_lm) -> None:
+    small = PPOConfig(steps=1, batch_size=8, minibatch_size=8, max_tokens=6, lora=LORA)
+    release = threading.Event()
+
+    def stuck(prompts: list, responses: list[str]) -> list[float]:
+        release.wait(60)
+        return [0.0] * len(responses)
+
+    with pytest.raises(RewardError, match=r"reward stuck took longer than 0.2 s for 8 responses"):
+        PPOTrainer(make_lm(), stuck, None, replace(small, reward_time_limit=0.2)).train(["a"])
+    release.set()
+    with pytest.raises(RewardError, match="raised ZeroDivisionError"):
+        PPOTrainer(make_lm(), lambda p, r: 1 / 0, None, small).train(["a"])
+    judge = PreferenceModel(make_lm(letters="abcdefghijklmnopqrstuvwxyz0123456789 .,"), lora=LORA)
+    with pytest.raises(RewardError, match="has 42 tokens and the policy's 40"):
+        PPOTrainer(make_lm(), judge, None, small)
 
 
 def test_ppo_refuses_them_too_and_stop_strings_end_answers(make_lm) -> None:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
 from torch import Tensor
@@ -19,6 +19,9 @@ from alignlab.align.rl.rewards import Guarded, Reward, after_step
 from alignlab.core.config import require
 from alignlab.core.errors import TrainingError
 from alignlab.lm.types import Prompt
+
+if TYPE_CHECKING:
+    import plotly.graph_objects as go
 
 
 @dataclass(frozen=True)
@@ -133,6 +136,19 @@ class LagrangianReward:
     def _reset(self) -> None:
         self._count, self._reward_sum = 0, 0.0
         self._cost_sums = dict.fromkeys(self.limits, 0.0)
+
+
+def trajectory_figure(reward: LagrangianReward, name: str) -> go.Figure:
+    """Mean cost, its limit and the multiplier of one constraint over the steps."""
+    from alignlab.viz.figures import line  # plotly takes its time to load
+
+    steps = range(1, len(reward.trajectory) + 1)
+    series = {
+        "mean cost": [(step, row[f"cost/{name}"]) for step, row in zip(steps, reward.trajectory, strict=True)],
+        "limit": [(step, reward.limits[name].limit) for step in steps],
+        "multiplier": [(step, row[f"multiplier/{name}"]) for step, row in zip(steps, reward.trajectory, strict=True)],
+    }
+    return line(series, x_label="step", y_label=name)
 
 
 def tilted_to_limit(

@@ -59,25 +59,15 @@ def after_step(reward: Reward) -> dict[str, float]:
     return {} if account is None else dict(account())
 
 
-def reward_state(reward: Reward) -> dict[str, Any] | None:
-    """What a reward wants kept in a checkpoint (its `state_dict`); None for a model, which has its own files."""
-    keep = getattr(reward, "state_dict", None)
-    return None if keep is None or isinstance(reward, torch.nn.Module) else dict(keep())
-
-
-def load_reward_state(reward: Reward, state: Mapping[str, Any] | None) -> None:
-    """Put a reward back to where a checkpoint left it."""
-    if state is not None:
-        reward.load_state_dict(state)  # type: ignore[union-attr]
-
-
 def finite_scores(given: object, expected: int, name: str) -> Float[Tensor, " batch"]:
     """A reward's answer as float32; RewardError names the first row that is None, not a number, or not finite."""
     if isinstance(given, Sequence) and not isinstance(given, str):
         for row, value in enumerate(given):
             single = isinstance(value, Tensor) and value.numel() == 1
             if not single and not _is_number(value):
-                raise RewardError(f"reward {name} gave {value!r} for response {row}, right is one finite number", row)
+                raise RewardError(
+                    f"reward {name} gave {value!r} for response {row}, right is one number per response", row
+                )
         given = [float(value) for value in given]
     try:
         scores = torch.as_tensor(given, dtype=torch.float32).detach().cpu()
@@ -92,7 +82,8 @@ def finite_scores(given: object, expected: int, name: str) -> Float[Tensor, " ba
     if bad:
         more = f" ({len(bad)} of {expected} are not finite)" if len(bad) > 1 else ""
         raise RewardError(
-            f"reward {name} of response {bad[0]} is {float(scores[bad[0]])}, rewards must be finite{more}", bad[0]
+            f"reward {name}: the reward of response {bad[0]} is {float(scores[bad[0]])}, rewards must be finite{more}",
+            bad[0],
         )
     return scores
 
@@ -128,12 +119,14 @@ class Guarded:
         return finite_scores(attempt.value, len(responses), self.name)
 
     def state_dict(self) -> dict[str, Any] | None:
-        """The reward's own, if it has one."""
-        return reward_state(self.reward)
+        """What the reward wants kept in a checkpoint; None for a model, which has its own files."""
+        keep = getattr(self.reward, "state_dict", None)
+        return None if keep is None or isinstance(self.reward, torch.nn.Module) else dict(keep())
 
     def load_state_dict(self, state: Mapping[str, Any] | None) -> None:
         """Go on from a checkpoint."""
-        load_reward_state(self.reward, state)
+        if state is not None:
+            self.reward.load_state_dict(state)  # type: ignore[union-attr]
 
     def after_step(self) -> dict[str, float]:
         """The reward's own account."""
