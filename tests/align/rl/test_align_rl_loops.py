@@ -213,11 +213,14 @@ def test_resuming_is_exact_and_another_training_is_refused(
 
 @each_method
 def test_the_microbatch_size_changes_nothing_but_memory(make_lm, train: Callable, config: RLConfig) -> None:
-    ends = []
+    ends, sizes = [], []
     for size in (1, 3, 8):
         lm = make_lm()
-        train(lm, vowels, ["a", "bcd"], replace(config, steps=1, minibatch_size=8, microbatch_size=size))
+        result = train(lm, vowels, ["a", "bcd"], replace(config, steps=1, minibatch_size=8, microbatch_size=size))
         ends.append(weights(lm))
+        sizes.append([result.history[0][name] for name in ("policy_loss", "grad_norm", "reward")])
+    for other in sizes[1:]:  # AdamW hides the size of a gradient, these do not
+        assert other == pytest.approx(sizes[0], rel=1e-3, abs=1e-6)
     for name, value in ends[0].items():
         # AdamW's first steps are of the size of the learning rate whatever the gradient, so noise near 0 shows.
         for other in ends[1:]:
