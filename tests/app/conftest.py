@@ -36,9 +36,12 @@ def server(planted_runs: Path) -> Iterator[Server]:
     assert stop_server(running) == ""
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def chromium() -> Iterator[Any]:
-    """A headless Chromium that phones nobody; skips where there is none."""
+    """A headless Chromium that phones nobody; skips where there is none.
+
+    Ends with its module: Playwright keeps an event loop running in this thread, in which no other test could have one.
+    """
     if importlib.util.find_spec("playwright") is None:
         pytest.skip("playwright is not installed: pip install playwright")
     if not CHROMIUM.exists():

@@ -184,8 +184,9 @@ def _open(path: Path) -> sqlite3.Connection:
     connection: sqlite3.Connection | None = None
     try:
         connection = sqlite3.connect(path, timeout=_PATIENCE_SECONDS, check_same_thread=False)
-        (application,) = connection.execute("PRAGMA application_id").fetchone()
         tables = connection.execute("SELECT count(*) FROM sqlite_master").fetchone()[0]
+        # Read second: another process that makes the file meanwhile names its application with its first table.
+        (application,) = connection.execute("PRAGMA application_id").fetchone()
         if application != _APPLICATION and tables:
             raise DataError(f"{path} is a database of something else, allowed: a response cache or a new file")
         connection.execute("PRAGMA journal_mode = WAL")
