@@ -15,7 +15,16 @@ from alignlab.lm.cache import KVCache
 from alignlab.lm.config import GPTConfig
 from alignlab.lm.cpu_step.step import CpuStep, open_step
 from alignlab.lm.generate import decode
-from alignlab.lm.lora import LoraConfig, LoRALinear, add_lora, lora_disabled, lora_layers, lora_parameters, merge_lora
+from alignlab.lm.lora import (
+    LoraConfig,
+    LoRALinear,
+    add_lora,
+    lora_disabled,
+    lora_layers,
+    lora_parameters,
+    merge_lora,
+    unmerge_lora,
+)
 from alignlab.lm.model import GPTModel
 from alignlab.lm.quant.adapted import AdaptedLinear, settle_adapters
 from alignlab.lm.quant.apply import quantise
@@ -333,3 +342,21 @@ def test_generation_between_training_steps_is_torchs(monkeypatch: pytest.MonkeyP
     assert n_steps == 0
     assert compiled == plain
     assert all(a != b for a, b in zip(compiled[1:], compiled, strict=False))
+
+
+@torch.no_grad()
+def test_an_adapter_that_is_merged_again_into_the_same_memory_is_noticed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Merge, read, take out, train, merge: the allocator may give the second merge the memory of the first."""
+    model, real, memory = adapted(), LoRALinear.effective_weight, dict[int, Tensor]()
+
+    def in_place(layer: LoRALinear) -> Tensor:
+        found = real(layer)
+        return memory.setdefault(id(layer), torch.empty_like(found)).copy_(found)
+
+    monkeypatch.setattr(LoRALinear, "effective_weight", in_place)
+    for seed in range(3):
+        set_adapters(model, seed)
+        expected = reads(model, None)
+        merge_lora(model)
+        assert max(gap(reads(model, opened(model)), expected)) < 1e-5 * max(largest(expected), 1)
+        unmerge_lora(model)

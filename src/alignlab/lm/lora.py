@@ -172,13 +172,25 @@ class LoRALinear(nn.Module):
             merged = self.effective_weight()
             self.enabled = enabled
             # A new tensor instead of a change in place: the old one may be shared, or mapped read-only from a file.
-            self.unmerged, self.base.weight.data = self.base.weight.data, merged
+            self.unmerged = self.base.weight.data
+            self._put(merged)
 
     @torch.no_grad()
     def unmerge(self) -> None:
         """Put the unmerged base weight back, bit for bit."""
         if self.unmerged is not None:
-            self.base.weight.data, self.unmerged = self.unmerged, None
+            self._put(self.unmerged)
+            self.unmerged = None
+
+    def _put(self, weight: Tensor) -> None:
+        """Give the base this memory and count it as written to, which `.data` does not.
+
+        The memory of the last merge is free by now and often the very one that the next takes: whoever keeps something
+        made from the weight could not tell the two apart.
+        """
+        self.base.weight.data = weight
+        if not self.base.weight.is_inference():
+            torch.autograd.graph.increment_version(self.base.weight)
 
     def extra_repr(self) -> str:
         return f"rank={self.config.rank}, scaling={self.scaling:g}, merged={self.merged}"
