@@ -164,16 +164,13 @@ class LoRALinear(nn.Module):
             ModelError: the base is quantised.
         """
         if isinstance(self.base, ConstantLinear):
-            raise ModelError(
-                "codes of few bits cannot take an adapter in: dequantise the model, load the adapter and merge"
-            )
+            raise ModelError("codes of few bits take no adapter in: dequantise the model, load the adapter and merge")
         if self.unmerged is None:
             enabled, self.enabled = self.enabled, True
             merged = self.effective_weight()
             self.enabled = enabled
             # A new tensor instead of a change in place: the old one may be shared, or mapped read-only from a file.
-            self.unmerged = self.base.weight.data
-            self._put(merged)
+            self.unmerged = self._put(merged)
 
     @torch.no_grad()
     def unmerge(self) -> None:
@@ -182,15 +179,12 @@ class LoRALinear(nn.Module):
             self._put(self.unmerged)
             self.unmerged = None
 
-    def _put(self, weight: Tensor) -> None:
-        """Give the base this memory and count it as written to, which `.data` does not.
-
-        The memory of the last merge is free by now and often the very one that the next takes: whoever keeps something
-        made from the weight could not tell the two apart.
-        """
-        self.base.weight.data = weight
+    def _put(self, weight: Tensor) -> Tensor:
+        """Swap the base's memory, counted as a write: the next merge often gets the memory that this one frees."""
+        before, self.base.weight.data = self.base.weight.data, weight
         if not self.base.weight.is_inference():
             torch.autograd.graph.increment_version(self.base.weight)
+        return before
 
     def extra_repr(self) -> str:
         return f"rank={self.config.rank}, scaling={self.scaling:g}, merged={self.merged}"
