@@ -29,7 +29,11 @@ def app(argv: list[str]) -> int:
     parser.add_argument("--port", type=_port, default=7860, help="0 takes any free one (default: 7860)")
     parser.add_argument("--token", help=f"what others must show (default: ${TOKEN_VARIABLE}, else a fresh one)")
     parser.add_argument("--runs", type=Path, metavar="DIR", help="folder of runs (default: $ALIGNLAB_RUNS or ./runs)")
-    parser.add_argument("--store", metavar="URL", help="database of judgements (default: a file in the user's folder)")
+    parser.add_argument(
+        "--store",
+        metavar="URL",
+        help="database of judgements (default: $ALIGNLAB_STORE, else alignlab.db among the runs)",
+    )
     parser.add_argument("--model", action="append", default=[], help="offer this model; may be given several times")
     options = parser.parse_args(argv)
     for module in ("uvicorn", "gradio"):  # looked for, not imported: that comes in the background
