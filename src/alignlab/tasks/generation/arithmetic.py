@@ -1,12 +1,13 @@
 """`lab-arithmetic`: questions of arithmetic, drawn with a seed, each with its answer and the steps that lead there.
 
-Nothing can have been learnt by heart, and as many items as an effect needs can be had.
+Nothing can have been learnt by heart, and as many items as an effect needs can be had. `SHORT` kinds are bare sums,
+small enough for a small model to get some of them right, which is what learning from a verifiable reward starts from.
 """
 
 from __future__ import annotations
 
 import random
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from alignlab.core.config import require
@@ -82,6 +83,21 @@ def _paying(draw: random.Random) -> Exercise:
     return Exercise(question + "How many dollars is that together?", steps, total)
 
 
+def _sum(draw: random.Random) -> Exercise:
+    a, b = draw.randint(1, 99), draw.randint(1, 99)
+    return Exercise(f"{a} + {b}", f"{a} + {b} = {a + b}.", a + b)
+
+
+def _difference(draw: random.Random) -> Exercise:
+    b, a = sorted(draw.sample(range(1, 100), 2))
+    return Exercise(f"{a} - {b}", f"{a} - {b} = {a - b}.", a - b)
+
+
+def _product(draw: random.Random) -> Exercise:
+    a, b = draw.randint(2, 9), draw.randint(2, 99)
+    return Exercise(f"{a} * {b}", f"{a} * {b} = {a * b}.", a * b)
+
+
 KINDS: dict[str, Callable[[random.Random], Exercise]] = {
     "adding": _adding,
     "subtracting": _subtracting,
@@ -92,24 +108,34 @@ KINDS: dict[str, Callable[[random.Random], Exercise]] = {
     "sharing": _sharing,
     "paying": _paying,
 }
+SHORT: dict[str, Callable[[random.Random], Exercise]] = {"sum": _sum, "difference": _difference, "product": _product}
 
 
-def arithmetic_items(n: int, *, seed: int = 0, stream: str = "items", avoid: tuple[str, ...] = ()) -> list[WorkedItem]:
-    """`n` different questions, the kinds in turn; none of the questions in `avoid`.
+def arithmetic_items(
+    n: int,
+    *,
+    seed: int = 0,
+    stream: str = "items",
+    avoid: tuple[str, ...] = (),
+    kinds: Sequence[str] = tuple(KINDS),
+) -> list[WorkedItem]:
+    """`n` different questions, the kinds (of `KINDS` and `SHORT`) in turn; none of the questions in `avoid`.
 
     The first items of a longer list are those of a shorter one. `stream` keeps examples apart from what is asked.
     """
     require(isinstance(n, int) and n >= 1, "n", n, "a whole number of at least 1")
-    seen, kinds = set(avoid), list(KINDS)
+    known = KINDS | SHORT
+    require(bool(kinds) and set(kinds) <= known.keys(), "kinds", kinds, f"some of {', '.join(known)}")
+    seen = set(avoid)
     items: list[WorkedItem] = []
     draws = {kind: random.Random(derive_seed(seed, "lab-arithmetic", stream, kind)) for kind in kinds}
     while len(items) < n:
         kind = kinds[len(items) % len(kinds)]
-        exercise = KINDS[kind](draws[kind])
+        exercise = known[kind](draws[kind])
         for _ in range(10_000):
             if exercise.question not in seen:
                 break
-            exercise = KINDS[kind](draws[kind])
+            exercise = known[kind](draws[kind])
         else:
             require(False, "n", n, f"fewer: there are not so many different questions of the kind {kind!r}")
         seen.add(exercise.question)

@@ -63,6 +63,12 @@ def marked_number(text: str, *, cut: bool = False) -> str | None:
     return None
 
 
+def bare_number(text: str, *, cut: bool = False) -> str | None:
+    """The number that is the whole text, white space and a full stop aside; of a text that was cut there is none."""
+    alone = text.strip().removesuffix(".")
+    return alone if not cut and NUMBER.fullmatch(alone) else None
+
+
 def final_number(text: str, *, cut: bool = False) -> str | None:
     """The number after the last `####`, in the last `\\boxed{}`, after the last "answer is", or else the last of all.
 

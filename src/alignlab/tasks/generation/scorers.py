@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Literal
+from typing import Literal, get_args
 
 from alignlab.core.config import require
 from alignlab.lm.types import Completion
 from alignlab.tasks.generation.equivalence import equivalent
 from alignlab.tasks.generation.extraction import (
+    bare_number,
     chosen_letter,
     final_formula,
     final_number,
@@ -20,6 +21,8 @@ from alignlab.tasks.generation.extraction import (
 from alignlab.tasks.task import Sample, Score
 
 Outcome = Literal["wrong", "unscorable"]
+NumberForm = Literal["marked", "bare", "any"]
+FIND = {"marked": marked_number, "bare": bare_number, "any": final_number}
 CUT_OFF = "the answer was cut off at the token limit"
 EMPTY = "the answer is empty"
 
@@ -64,22 +67,22 @@ def _judged(
 class FinalNumber:
     """1 when the final number equals the target, as numbers: `$1,800.00` is 1800.
 
-    `marked` takes the number after `####` only, as GSM8K's own examples end (Cobbe et al. 2021); `any` looks for
-    `\\boxed{}`, "the answer is" and at last the last number as well, for models that were shown no form.
+    `marked` takes the number after `####` only, as GSM8K's own examples end (Cobbe et al. 2021); `bare` an answer that
+    is nothing but a number; `any` looks for `\\boxed{}`, "the answer is" and at last the last number as well, for
+    models that were shown no form.
     """
 
-    form: Literal["marked", "any"] = "marked"
+    form: NumberForm = "marked"
     silence: Silence = Silence()
 
     def __post_init__(self) -> None:
-        require(self.form in ("marked", "any"), "form", self.form, '"marked" or "any"')
+        require(self.form in get_args(NumberForm), "form", self.form, '"marked", "bare" or "any"')
 
     def __call__(self, sample: Sample, completion: Completion) -> Score:
         """0 or 1, the number as explanation; unscorable without a target that is a number."""
         if sample.target is not None and number_value(sample.target) is None:
             return Score.unscorable(f"the target {sample.target!r} is not a number")
-        find = marked_number if self.form == "marked" else final_number
-        found = find(completion.text, cut=completion.finish_reason == "length")
+        found = FIND[self.form](completion.text, cut=completion.finish_reason == "length")
         return _judged(sample, completion, found, _same_number, self.silence)
 
 
