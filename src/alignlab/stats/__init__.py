@@ -63,6 +63,16 @@ from alignlab.stats.paired import (
     permutation_test,
 )
 from alignlab.stats.paired_ranking import Ranking, fit_ranking
+from alignlab.stats.pareto import contributions, hypervolume, non_dominated
+from alignlab.stats.pareto_choice import best_for_weights, under_bounds
+from alignlab.stats.pareto_resampling import covered_volume, on_front_share, volume_difference
+from alignlab.stats.pareto_table import (
+    PointTable,
+    dominance,
+    dominated_with_confidence,
+    objective_intervals,
+    point_table,
+)
 from alignlab.stats.power import minimum_detectable_effect, paired_power, paired_sd, required_n
 from alignlab.stats.raters import fleiss_kappa, krippendorff_alpha, pairwise_kappas, summarise_agreement
 from alignlab.stats.rating_table import RatingTable, rating_rows, rating_table
@@ -88,6 +98,7 @@ __all__ = [
     "Isotonic",
     "Labelled",
     "Noise",
+    "PointTable",
     "Ranking",
     "RatingTable",
     "ReliabilityBin",
@@ -97,6 +108,7 @@ __all__ = [
     "Temperature",
     "VarianceParts",
     "area_under_risk_coverage",
+    "best_for_weights",
     "binary_difference_sd",
     "bootstrap_mean",
     "brier_decomposition",
@@ -109,14 +121,18 @@ __all__ = [
     "cohen_kappa",
     "compare",
     "conformal_limit",
+    "contributions",
     "corrected_difference",
     "corrected_prevalence",
+    "covered_volume",
     "cross_fitted",
     "crossed_interval",
     "design_effect",
     "design_power",
     "design_standard_error",
     "detectable_effect",
+    "dominance",
+    "dominated_with_confidence",
     "elo_intervals",
     "elo_ratings",
     "estimate_noise",
@@ -131,6 +147,7 @@ __all__ = [
     "fleiss_kappa",
     "holm",
     "holm_correct",
+    "hypervolume",
     "intraclass_correlation",
     "kappa_interval",
     "kish_design_effect",
@@ -142,12 +159,16 @@ __all__ = [
     "minimum_detectable_effect",
     "negative_log_likelihood",
     "next_pairs",
+    "non_dominated",
+    "objective_intervals",
+    "on_front_share",
     "optimal_aurc",
     "paired_bootstrap",
     "paired_power",
     "paired_sd",
     "pairwise_kappas",
     "permutation_test",
+    "point_table",
     "prediction_powered_mean",
     "rating_rows",
     "rating_table",
@@ -162,7 +183,9 @@ __all__ = [
     "standard_error",
     "summarise_agreement",
     "threshold_for_risk",
+    "under_bounds",
     "variance_parts",
+    "volume_difference",
     "wilson",
     "with_unscorable",
 ]
