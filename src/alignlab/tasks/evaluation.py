@@ -8,9 +8,7 @@ from collections import Counter
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
-
-import polars as pl
+from typing import TYPE_CHECKING, Any
 
 from alignlab.core.errors import DataError
 from alignlab.core.files import read_json, read_jsonl, writing
@@ -18,6 +16,9 @@ from alignlab.lm.types import Completion, Prompt
 from alignlab.stats.interval import Interval
 from alignlab.stats.paired import mean_interval
 from alignlab.tasks.task import Sample, Score
+
+if TYPE_CHECKING:
+    import polars as pl  # a table is rarely asked for, and training with a task's scorer needs none
 
 HEADER_FILE, LOG_FILE, TABLE_FILE, SUMMARY_FILE = "evaluation.json", "samples.jsonl", "samples.parquet", "summary.json"
 
@@ -193,12 +194,22 @@ class Evaluation:
 
     def frame(self) -> pl.DataFrame:
         """One row a sample; prompts of messages and metadata as JSON text."""
+        import polars as pl
+
+        schema: dict[str, Any] = {
+            **dict.fromkeys(["id", "prompt", "target", "cluster", "metadata", "text", "finish_reason"], pl.String),
+            **dict.fromkeys(["prompt_tokens", "completion_tokens"], pl.Int64),
+            "tokens": pl.List(pl.Int64),
+            "logprobs": pl.List(pl.Float64),
+            "value": pl.Float64,
+            **dict.fromkeys(["reason", "explanation"], pl.String),
+        }
         rows = [result.row() for result in self.results]
         for row in rows:
             row["prompt"] = row["prompt"] if isinstance(row["prompt"], str) else json.dumps(row["prompt"])
             row["metadata"] = json.dumps(row["metadata"], sort_keys=True)
             row["completion_tokens"] = None if row["tokens"] is None else len(row["tokens"])
-        return pl.DataFrame(rows, schema=_SCHEMA, orient="row")
+        return pl.DataFrame(rows, schema=schema, orient="row")
 
     def write_parquet(self) -> Path:
         """Write `samples.parquet` beside the log, replacing an old one whole."""
@@ -208,18 +219,6 @@ class Evaluation:
             self.frame().write_parquet(part)
             os.replace(part, path)
         return path
-
-
-_SCHEMA: dict[str, Any] = {
-    **dict.fromkeys(["id", "prompt", "target", "cluster", "metadata", "text", "finish_reason"], pl.String),
-    "prompt_tokens": pl.Int64,
-    "completion_tokens": pl.Int64,
-    "tokens": pl.List(pl.Int64),
-    "logprobs": pl.List(pl.Float64),
-    "value": pl.Float64,
-    "reason": pl.String,
-    "explanation": pl.String,
-}
 
 
 def cluster_labels(results: Sequence[SampleResult]) -> list[Hashable] | None:
