@@ -15,6 +15,7 @@ LONG_FILES: dict[str, str] = {}
 LONG_FUNCTIONS: dict[str, str] = {}
 MANY_PARAMETERS: dict[str, str] = {
     "train/trainer.py:Trainer.__init__": "it owns the loop; all but model, loss and config are optional keywords",
+    "align/ppo.py:PPOTrainer.__init__": "it owns the loop; all but model, reward, reference are optional",
 }
 BANNED_NAMES = {"utils.py", "helpers.py", "common.py"}
 

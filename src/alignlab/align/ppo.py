@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,9 +17,10 @@ from torch import Tensor
 
 from alignlab.align.adapters import ensure_lora, has_lora, merged_for_decoding, reference_mode
 from alignlab.align.advantages import KLController, explained_variance, gae, token_rewards, whiten
-from alignlab.align.losses import kl_estimate, masked_mean, ppo_policy_loss, ppo_value_loss
+from alignlab.align.losses import kl_estimate
 from alignlab.align.policy import Policy, evaluating, sampled_entropy, token_logprobs
 from alignlab.align.ppo_config import PPOConfig
+from alignlab.align.ppo_loss import ppo_loss
 from alignlab.align.ppo_state import load_state, save_state
 from alignlab.align.rl.rewards import Guarded, Reward
 from alignlab.align.rl.tokenizers import check_reward_tokenizer
@@ -26,13 +28,14 @@ from alignlab.align.rollout import (
     EncodesPrompts,
     Response,
     Rollout,
-    by_length,
     check_ends,
     check_mismatch,
     prompts_from,
     row_lengths,
     stack_responses,
 )
+from alignlab.align.shared_work import SharedWork
+from alignlab.align.weight_sync import bring_up_to_date
 from alignlab.core.errors import ConfigError, DataError, TrainingError
 from alignlab.core.progress import Progress
 from alignlab.core.rng import derive_seed, torch_generator
@@ -43,6 +46,7 @@ from alignlab.lm.samplers import sampler_of
 from alignlab.lm.types import Prompt, Sampler, SamplingParams
 from alignlab.train.losses import check_variance
 from alignlab.train.optim import trainable_parameters
+from alignlab.train.parallel import Parallel
 from alignlab.train.schedule import learning_rate_at
 
 Metrics = dict[str, float]
@@ -63,7 +67,8 @@ class PPOTrainer:
 
     `reward_model` is a `PreferenceModel` or a plain function `(prompts, responses) -> one number each`.
     `ref_model=None` takes the policy's own weights with the LoRA adapter off. Everything random derives from
-    `config.seed` and the step.
+    `config.seed` and the step. With `parallel` several processes share the work (`shared_work`); `run` and `on_step`
+    are rank 0's.
     """
 
     def __init__(
@@ -77,10 +82,14 @@ class PPOTrainer:
         tokenizer: EncodesPrompts | None = None,
         run: Run | None = None,
         checkpoint_dir: Path | None = None,
+        parallel: Parallel | None = None,
     ) -> None:
         self.config = config = config or PPOConfig()
         self.run = run
         self.model = model.model if isinstance(model, LanguageModel) else model
+        ensure_lora(self.model, config.lora)
+        self.policy = Policy(self.model, detach_value=config.detach_value)
+        self.work = SharedWork(self.policy, parallel)
         if isinstance(model, LanguageModel):
             tokenizer = tokenizer or model.tokenizer
             sampler = sampler or sampler_of(model, batch_size=config.batch_size)
@@ -91,12 +100,12 @@ class PPOTrainer:
         if config.reward_tokenizer == "same":
             check_reward_tokenizer(reward_model, tokenizer)
         self.reference = ref_model.model if isinstance(ref_model, LanguageModel) else ref_model
-        ensure_lora(self.model, config.lora)
         if self.reference is None and not has_lora(self.model):
             raise ConfigError("ref_model is None and the policy has no LoRA adapter to switch off, pass a ref_model")
-        self.policy = Policy(self.model, detach_value=config.detach_value)
-        self.parameters = trainable_parameters(self.policy)
-        heads = set(self.policy.value_head.parameters())
+        if self.reference is not None:
+            self.reference.to(self.model.head_weight.device)
+        self.parameters = trainable_parameters(self.work.trained)
+        heads = {p for name, p in self.parameters.items() if name.startswith("value_head.")}
         self.optimizer = torch.optim.AdamW(
             [
                 {"params": [p for p in self.parameters.values() if p not in heads], "peak": config.learning_rate},
@@ -106,7 +115,7 @@ class PPOTrainer:
             fused=True,
         )
         self.kl_controller = KLController(config.kl_coefficient, config.kl_target, config.kl_gain)
-        self.checkpoint_dir = checkpoint_dir or (run.checkpoints / "ppo" if run is not None else None)
+        self.checkpoint_dir = self.work.place(checkpoint_dir or (run.checkpoints / "ppo" if run is not None else None))
         self.step = 0
         self.history: list[Metrics] = []
 
@@ -123,7 +132,10 @@ class PPOTrainer:
         if self.checkpoint_dir is not None:
             load_state(self, self.checkpoint_dir)
         config, total = self.config, self.config.steps
-        with (progress or Progress.silent()).task("PPO", total, unit="batches") as task:
+        with (
+            self.work.company(lambda: self.step),
+            (progress or Progress.silent()).task("PPO", total, "batches") as task,
+        ):
             task.advance(min(self.step, total))
             while self.step < total:
                 responses = self.generate(self.prompts_at(prompts, self.step))
@@ -132,13 +144,13 @@ class PPOTrainer:
                     metrics = {"reward": float(scores[0]), "skipped": 1.0}
                 else:
                     metrics = self.ppo_step(self.prepare(responses, scores))
-                metrics |= self.reward.after_step()
+                metrics |= self.work.main(self.reward.after_step)
                 self.step += 1
                 self.history.append(metrics)
                 if self.run is not None:
                     self.run.log(self.step, {f"ppo/{name}": value for name, value in metrics.items()})
                 if on_step is not None:
-                    on_step(self.step, responses, metrics)
+                    self.work.main(partial(on_step, self.step, responses, metrics))
                 if self.checkpoint_dir is not None and (self.step % config.checkpoint_every == 0 or self.step == total):
                     save_state(self, self.checkpoint_dir)
                 task.advance(1, tokens=sum(len(response.completion.tokens) for response in responses))
@@ -152,8 +164,9 @@ class PPOTrainer:
         """One response to each prompt from the present policy, at temperature 1 without filters."""
         seed = derive_seed(self.config.seed, "rollout", self.step)
         sampling = SamplingParams(max_tokens=self.config.max_tokens, stop=self.config.stop, seed=seed)
+        bring_up_to_date(self.sampler, self.model, self.work)
         with evaluating(self.policy), merged_for_decoding(self.model):
-            completions = self.sampler.generate(prompts, sampling)
+            completions = self.work.speak(self.sampler, prompts, sampling)
         responses = [
             Response(prompt, tuple(self.tokenizer.encode_prompt(prompt)), completion)
             for prompt, completion in zip(prompts, completions, strict=True)
@@ -163,7 +176,8 @@ class PPOTrainer:
 
     def compute_rewards(self, responses: Sequence[Response]) -> Tensor:
         """One score for each response: the reward's, clipped, less the penalty for a missing end."""
-        scores = self.reward.score([r.prompt for r in responses], [r.completion.text for r in responses])
+        prompts, texts = [r.prompt for r in responses], [r.completion.text for r in responses]
+        scores = self.work.score(self.reward, prompts, texts)
         if self.config.reward_clip is not None:
             scores = scores.clamp(-self.config.reward_clip, self.config.reward_clip)
         unended = torch.tensor([float(r.completion.finish_reason == "length") for r in responses])
@@ -178,10 +192,12 @@ class PPOTrainer:
         logprobs, reference, values = (torch.zeros_like(sampled) for _ in range(3))
         lengths = row_lengths(mask)
         with torch.no_grad(), evaluating(self.policy), self.autocast():
-            for rows, width in by_length(torch.arange(len(lengths), device=device), lengths, config.microbatch_size):
+            rows_of_all = torch.arange(len(lengths), device=device)
+            for rows, width in self.work.own_rows(rows_of_all, lengths, config.microbatch_size):
                 out = self.policy(tokens[rows, :width], mask[rows, :width])
                 logprobs[rows, : width - 1], values[rows, : width - 1] = out.logprobs, out.values
                 reference[rows, : width - 1] = self.reference_logprobs(tokens[rows, :width], mask[rows, :width])
+        logprobs, reference, values = self.work.added(logprobs, reference, values)
         metrics = check_mismatch(sampled, logprobs, where, limit=config.max_mismatch)
         beta = self.kl_controller.coefficient
         rewards = token_rewards(scores, logprobs, reference, where, kl_coefficient=beta, estimator=config.kl_estimator)
@@ -226,6 +242,7 @@ class PPOTrainer:
             else:
                 continue
             break  # too far from the policy that gave these responses
+        self.work.refresh()
         means = {name: sum(update[name] for update in updates) / len(updates) for name in updates[0]}
         self.kl_controller.update(batch.metrics["kl"])
         return {**batch.metrics, **means, "updates": float(made)}
@@ -236,33 +253,19 @@ class PPOTrainer:
         total = float(batch.loss_mask[rows].sum())
         sums: dict[str, float] = defaultdict(float)
         self.optimizer.zero_grad(set_to_none=True)
-        with evaluating(self.policy):  # no dropout: the ratio compares two evaluations of one function
-            for part, width in by_length(rows, batch.lengths, config.microbatch_size):
-                tokens, mask, short = batch.tokens[part, :width], batch.loss_mask[part, :width], slice(width - 1)
-                share, where = float(mask.sum()) / total, mask[:, 1:]
-                with self.autocast():
-                    out = self.policy(tokens, mask, entropy=config.entropy_coefficient > 0)
-                policy = ppo_policy_loss(
-                    out.logprobs, batch.logprobs[part, short], batch.advantages[part, short], where, clip=config.clip
-                )
-                value = ppo_value_loss(
-                    out.values, batch.values[part, short], batch.returns[part, short], where, clip=config.value_clip
-                )
-                loss = policy.loss + config.value_coefficient * value.loss
-                if out.entropy is not None:
-                    loss = loss - config.entropy_coefficient * masked_mean(out.entropy, where)
-                (loss * share).backward()
-                for name, number in {
-                    "policy_loss": policy.loss,
-                    "value_loss": value.loss,
-                    "clip_fraction": policy.clip_fraction,
-                    "value_clip_fraction": value.clip_fraction,
-                    "approx_kl": policy.approx_kl,
-                }.items():
+        with evaluating(self.work.trained):  # no dropout: the ratio compares two evaluations of one function
+            for part, width, weight, last in self.work.parts(rows, batch.lengths, config.microbatch_size):
+                share = weight * float(batch.loss_mask[part].sum()) / total
+                with self.work.passing(last):
+                    pieces = partial(ppo_loss, batch, part, width, self.config, self.autocast())
+                    loss, numbers = self.work.compute(pieces)
+                    (loss * (share * self.work.world)).backward()
+                for name, number in numbers.items():
                     sums[name] += share * float(number.detach())
+        sums = self.work.added_numbers(sums)
         stop = config.max_policy_kl is not None and sums["approx_kl"] > config.max_policy_kl
         # Apart, so that a value head far from its target does not shrink the policy's step.
-        norms = [torch.nn.utils.clip_grad_norm_(g["params"], config.grad_clip) for g in self.optimizer.param_groups]
+        norms = [self.work.clip(g["params"], config.grad_clip) for g in self.optimizer.param_groups]
         if not all(bool(norm.isfinite()) for norm in norms):
             raise TrainingError(
                 f"the gradient of PPO step {self.step + 1} is not finite (policy loss {sums['policy_loss']:g}, "

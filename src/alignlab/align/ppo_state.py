@@ -5,24 +5,24 @@ Randomness needs no state: every draw derives from the seed and the number of th
 
 from __future__ import annotations
 
-from dataclasses import replace
+from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any
 
 from alignlab.core.errors import TrainingError
-from alignlab.train.checkpoint import list_checkpoints, read_checkpoint, write_checkpoint
-from alignlab.train.resume import capture, restore
 
 if TYPE_CHECKING:
     from alignlab.align.ppo import PPOTrainer
 
 
-def save_state(trainer: PPOTrainer, directory: Path) -> Path:
+def save_state(trainer: PPOTrainer, directory: Path) -> None:
     """Write what the rest of the training depends on; whole or not at all."""
-    config = cast(Any, trainer.config)  # any config dataclass will do there
-    checkpoint = capture(trainer.policy, trainer.optimizer, config, trainer.step, trainer.history)
-    own = {"kl_coefficient": trainer.kl_controller.coefficient, "reward": trainer.reward.state_dict()}
-    return write_checkpoint(directory, replace(checkpoint, state={**checkpoint.state, **own}))
+    state = {
+        "history": trainer.history,
+        "kl_coefficient": trainer.kl_controller.coefficient,
+        "reward": trainer.reward.state_dict(),
+    }
+    trainer.work.save(directory, trainer.step, trainer.optimizer, trainer.config, state)
 
 
 def load_state(trainer: PPOTrainer, directory: Path) -> bool:
@@ -30,16 +30,15 @@ def load_state(trainer: PPOTrainer, directory: Path) -> bool:
 
     Raises TrainingError when it is damaged or belongs to another model or configuration; then nothing has changed.
     """
-    found = list_checkpoints(directory)
-    if not found:
+
+    def check(state: Mapping[str, Any], where: str) -> None:
+        if not isinstance(state.get("kl_coefficient"), float):
+            raise TrainingError(f"checkpoint {where} is not one of PPO: it has no kl_coefficient")
+
+    found = trainer.work.load(directory, trainer.optimizer, trainer.config, check)
+    if found is None:
         return False
-    checkpoint = read_checkpoint(found[-1])
-    coefficient = checkpoint.state.get("kl_coefficient")
-    if not isinstance(coefficient, float):
-        raise TrainingError(f"checkpoint {found[-1]} is not one of PPO: it has no kl_coefficient")
-    config = cast(Any, trainer.config)
-    trainer.history = restore(checkpoint, trainer.policy, trainer.optimizer, config, str(found[-1]))
-    trainer.step = checkpoint.step
-    trainer.kl_controller.coefficient = coefficient
-    trainer.reward.load_state_dict(checkpoint.state.get("reward"))
+    trainer.history, trainer.step = list(found["history"]), int(found["step"])
+    trainer.kl_controller.coefficient = found["kl_coefficient"]
+    trainer.reward.load_state_dict(found.get("reward"))
     return True

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 
 import torch
 from jaxtyping import Bool, Float, Int
@@ -16,17 +16,19 @@ from alignlab.align.rl.config import RLConfig
 from alignlab.align.rollout import (
     EncodesPrompts,
     Response,
-    by_length,
     check_ends,
     check_mismatch,
     row_lengths,
     stack_responses,
 )
+from alignlab.align.shared_work import SharedWork
+from alignlab.align.weight_sync import bring_up_to_date
 from alignlab.core.errors import ConfigError, TrainingError
 from alignlab.lm.language_model import LanguageModel
 from alignlab.lm.model import GPTModel
 from alignlab.lm.samplers import sampler_of
 from alignlab.lm.types import Prompt, Sampler, SamplingParams
+from alignlab.train.parallel import Parallel
 
 
 @dataclass
@@ -40,6 +42,10 @@ class Actor:
     tokenizer: EncodesPrompts
     sampler: Sampler
     reference: GPTModel | None = None
+    parallel: Parallel | None = None
+    """The processes that train together; none: this one alone."""
+    work: SharedWork = field(init=False)
+    """Set by `actor_of`, once the adapter is there."""
 
 
 @dataclass(frozen=True)
@@ -80,14 +86,18 @@ def actor_of(policy: LanguageModel | Actor, config: RLConfig) -> Actor:
             f"kl_coefficient is {config.kl_coefficient:g} and there is neither a reference nor an adapter to switch "
             "off; give the Actor a reference, a LoRA adapter, or set kl_coefficient to 0"
         )
+    policy.work = SharedWork(policy.model, policy.parallel)
+    if policy.reference is not None:
+        policy.reference.to(policy.model.head_weight.device)
     return policy
 
 
 def draw(actor: Actor, prompts: Sequence[Prompt], config: RLConfig, seed: int) -> list[Response]:
     """`group_size` answers to each prompt, at temperature 1 without filters; answers of a prompt are adjacent."""
     sampling = SamplingParams(max_tokens=config.max_tokens, stop=config.stop, seed=seed, n=config.group_size)
+    bring_up_to_date(actor.sampler, actor.model, actor.work)
     with evaluating(actor.model), merged_for_decoding(actor.model):
-        completions = actor.sampler.generate(prompts, sampling)
+        completions = actor.work.speak(actor.sampler, prompts, sampling)
     expected = len(prompts) * config.group_size
     if len(completions) != expected:
         raise TrainingError(
@@ -108,11 +118,14 @@ def measure(actor: Actor, responses: Sequence[Response], scores: Tensor, config:
     scores, where, lengths = scores.to(device), mask[:, 1:], row_lengths(mask)
     logprobs, reference = torch.zeros_like(sampled), torch.zeros_like(sampled)
     with torch.no_grad(), evaluating(actor.model), autocast(actor.model, config):
-        for rows, width in by_length(torch.arange(len(lengths), device=device), lengths, config.microbatch_size):
+        for rows, width in actor.work.own_rows(
+            torch.arange(len(lengths), device=device), lengths, config.microbatch_size
+        ):
             part = tokens[rows, :width], mask[rows, :width]
             logprobs[rows, : width - 1] = token_logprobs(actor.model, *part)
             if config.kl_coefficient > 0:
                 reference[rows, : width - 1] = reference_logprobs(actor, *part)
+    logprobs, reference = actor.work.added(logprobs, reference)
     metrics = check_mismatch(sampled, logprobs, where, limit=config.max_mismatch)
     ended = torch.tensor([r.completion.finish_reason == "stop" for r in responses], device=device)
     learned = where & ended[:, None] if config.on_truncated == "mask" else where

@@ -39,7 +39,8 @@ def train_grpo(
     """
     config = config or GRPOConfig()
     learner = begin("grpo", policy, reward, config, run=run, checkpoint_dir=checkpoint_dir)
-    with (progress or Progress.silent()).task("GRPO", config.steps, unit="batches") as task:
+    company = learner.actor.work.company(lambda: learner.step)
+    with company, (progress or Progress.silent()).task("GRPO", config.steps, unit="batches") as task:
         task.advance(min(learner.step, config.steps))
         while learner.step < config.steps:
             responses, scores, metrics = draw_batch(learner, prompts)

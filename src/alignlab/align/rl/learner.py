@@ -7,9 +7,10 @@ from __future__ import annotations
 
 from collections import defaultdict
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple, cast
+from typing import NamedTuple, cast
 
 import torch
 from jaxtyping import Bool, Float
@@ -18,19 +19,19 @@ from torch import Tensor
 from alignlab.align.policy import evaluating, token_logprobs
 from alignlab.align.rl.answers import Actor, Answers, actor_of, autocast, draw
 from alignlab.align.rl.config import RLConfig
+from alignlab.align.rl.learner_state import load, save
 from alignlab.align.rl.objectives import equal_groups, overlong_penalty
 from alignlab.align.rl.rewards import Guarded, Reward
 from alignlab.align.rl.tokenizers import check_reward_tokenizer
-from alignlab.align.rollout import Response, by_length, prompts_from, row_lengths
+from alignlab.align.rollout import Response, prompts_from, row_lengths
 from alignlab.core.errors import DataError, TrainingError
 from alignlab.core.rng import derive_seed, torch_generator
 from alignlab.core.runs import Run
 from alignlab.lm.language_model import LanguageModel
+from alignlab.lm.model import GPTModel
 from alignlab.lm.types import Prompt
-from alignlab.train.checkpoint import list_checkpoints, read_checkpoint, write_checkpoint
 from alignlab.train.losses import check_variance
 from alignlab.train.optim import trainable_parameters
-from alignlab.train.resume import capture, restore
 from alignlab.train.schedule import learning_rate_at
 
 Metrics = dict[str, float]
@@ -96,9 +97,9 @@ def begin(
 ) -> Learner:
     """A training at its beginning, or where the newest checkpoint of its directory left it."""
     actor = actor_of(policy, config)
-    parameters = trainable_parameters(actor.model)
+    parameters = trainable_parameters(actor.work.trained)
     optimizer = torch.optim.AdamW(parameters.values(), lr=config.learning_rate, weight_decay=0.0, fused=True)
-    directory = checkpoint_dir or (run.checkpoints / method if run is not None else None)
+    directory = actor.work.place(checkpoint_dir or (run.checkpoints / method if run is not None else None))
     guarded = reward if isinstance(reward, Guarded) else Guarded(reward, config.reward_time_limit)
     if config.reward_tokenizer == "same":
         check_reward_tokenizer(guarded.reward, actor.tokenizer)
@@ -110,7 +111,8 @@ def begin(
 def score(learner: Learner, responses: Sequence[Response]) -> Float[Tensor, " batch"]:
     """One score for each response: the reward's, clipped, less the penalties for length and for a missing end."""
     config = learner.config
-    scores = learner.reward.score([r.prompt for r in responses], [r.completion.text for r in responses])
+    prompts, texts = [r.prompt for r in responses], [r.completion.text for r in responses]
+    scores = learner.actor.work.score(learner.reward, prompts, texts)
     if config.reward_clip is not None:
         scores = scores.clamp(-config.reward_clip, config.reward_clip)
     unended = torch.tensor([float(r.completion.finish_reason == "length") for r in responses])
@@ -197,6 +199,7 @@ def descend(
         else:
             continue
         break  # too far from the policy that gave these responses
+    learner.actor.work.refresh()
     means = {name: sum(update[name] for update in updates) / len(updates) for name in updates[0]}
     return {**batch.metrics, **means, "updates": float(made)}
 
@@ -205,40 +208,47 @@ def _update(
     learner: Learner, batch: Answers, advantages: Tensor, rows: Tensor, functions: tuple[Callable, Callable]
 ) -> Metrics:
     """One optimiser step on some rows, in microbatches whose gradients add up to the minibatch's."""
-    config, model, (weights_of, loss_of) = learner.config, learner.actor.model, functions
+    config, work, (weights_of, loss_of) = learner.config, learner.actor.work, functions
     weights = torch.zeros_like(batch.logprobs)
     weights[rows] = weights_of(batch.learned[rows])
     taking_part = rows[batch.learned[rows].any(dim=1)]
     tokens_total = float(batch.learned[rows].sum())
     sums: dict[str, float] = defaultdict(float)
     learner.optimizer.zero_grad(set_to_none=True)
-    with evaluating(model):  # no dropout: the ratio compares two evaluations of one function
-        for part, width in by_length(taking_part, row_lengths(batch.loss_mask), config.microbatch_size):
-            short = slice(width - 1)
-            with autocast(model, config):
-                logprobs = token_logprobs(model, batch.tokens[part, :width], batch.loss_mask[part, :width])
-            piece = Piece(
-                logprobs,
-                batch.logprobs[part, short],
-                batch.reference_logprobs[part, short],
-                advantages[part] if advantages.ndim == 1 else advantages[part, short],
-                weights[part, short],
-                batch.learned[part, short],
-                len(part) / len(rows),
-            )
-            loss, metrics = loss_of(piece)
-            loss.backward()
-            share = float(piece.learned.sum()) / tokens_total
-            sums["policy_loss"] += float(loss.detach())
+
+    def loss_on(part: Tensor, width: int, model: torch.nn.Module) -> tuple[Tensor, Metrics, float]:
+        short = slice(width - 1)
+        with autocast(learner.actor.model, config):
+            tokens, mask = batch.tokens[part, :width], batch.loss_mask[part, :width]
+            logprobs = token_logprobs(cast(GPTModel, model), tokens, mask)
+        piece = Piece(
+            logprobs,
+            batch.logprobs[part, short],
+            batch.reference_logprobs[part, short],
+            advantages[part] if advantages.ndim == 1 else advantages[part, short],
+            weights[part, short],
+            batch.learned[part, short],
+            len(part) / len(rows),
+        )
+        return *loss_of(piece), float(piece.learned.sum()) / tokens_total
+
+    with evaluating(work.trained):  # no dropout: the ratio compares two evaluations of one function
+        lengths = row_lengths(batch.loss_mask)
+        for part, width, weight, last in work.parts(taking_part, lengths, config.microbatch_size):
+            with work.passing(last):
+                loss, metrics, share = work.compute(partial(loss_on, part, width))
+                (loss * (weight * work.world)).backward()
+            sums["policy_loss"] += weight * float(loss.detach())
             for name, number in metrics.items():
-                sums[name] += share * float(number)
+                sums[name] += weight * share * float(number)
+    sums = work.added_numbers(sums)
     return {**sums, **_step(learner, sums)}
 
 
 def _step(learner: Learner, sums: Metrics) -> Metrics:
     """Clip, check and apply the gradient, unless the policy has gone too far."""
     limit = learner.config.max_policy_kl
-    norm = torch.nn.utils.clip_grad_norm_(learner.parameters.values(), learner.config.grad_clip)
+    norm = learner.actor.work.clip(learner.parameters.values(), learner.config.grad_clip)
     if not bool(norm.isfinite()):
         raise TrainingError(
             f"the gradient of {learner.method} step {learner.step + 1} is not finite (loss {sums['policy_loss']:g}); "
@@ -252,43 +262,14 @@ def _step(learner: Learner, sums: Metrics) -> Metrics:
 
 def finish(learner: Learner, responses: list[Response], metrics: Metrics, on_step: OnStep | None) -> None:
     """Count, log and, when it is time, save a rollout batch."""
-    metrics |= learner.reward.after_step()
+    work = learner.actor.work
+    metrics |= work.main(learner.reward.after_step)
     learner.step += 1
     learner.history.append(metrics)
     if learner.run is not None:
         learner.run.log(learner.step, {f"{learner.method}/{name}": value for name, value in metrics.items()})
     if on_step is not None:
-        on_step(learner.step, responses, metrics)
+        work.main(partial(on_step, learner.step, responses, metrics))
     every = learner.config.checkpoint_every
     if learner.directory is not None and (learner.step % every == 0 or learner.step == learner.config.steps):
         save(learner)
-
-
-def save(learner: Learner) -> None:
-    """Write what the rest of the training depends on; whole or not at all."""
-    assert learner.directory is not None
-    config = cast(Any, learner.config)  # any config dataclass will do there
-    checkpoint = capture(learner.actor.model, learner.optimizer, config, learner.step, learner.history)
-    own = {"method": learner.method, "cursor": learner.cursor, "baseline": learner.baseline}
-    own["reward"] = learner.reward.state_dict()
-    write_checkpoint(learner.directory, replace(checkpoint, state={**checkpoint.state, **own}))
-
-
-def load(learner: Learner) -> bool:
-    """Put the newest checkpoint into the learner; False where there is none.
-
-    Raises TrainingError when it is damaged or belongs to another method, model or configuration.
-    """
-    found = [] if learner.directory is None else list_checkpoints(learner.directory)
-    if not found:
-        return False
-    checkpoint = read_checkpoint(found[-1])
-    method = checkpoint.state.get("method")
-    if method != learner.method:
-        raise TrainingError(f"checkpoint {found[-1]} is not one of {learner.method}: its method is {method!r}")
-    config = cast(Any, learner.config)
-    learner.history = restore(checkpoint, learner.actor.model, learner.optimizer, config, str(found[-1]))
-    learner.step, learner.cursor = checkpoint.step, int(checkpoint.state["cursor"])
-    learner.baseline = checkpoint.state["baseline"]
-    learner.reward.load_state_dict(checkpoint.state["reward"])
-    return True

@@ -39,7 +39,8 @@ def train_rloo(
     """
     config = config or RLOOConfig()
     learner = begin("rloo", policy, reward, config, run=run, checkpoint_dir=checkpoint_dir)
-    with (progress or Progress.silent()).task("RLOO", config.steps, unit="batches") as task:
+    company = learner.actor.work.company(lambda: learner.step)
+    with company, (progress or Progress.silent()).task("RLOO", config.steps, unit="batches") as task:
         task.advance(min(learner.step, config.steps))
         while learner.step < config.steps:
             responses, scores, metrics = draw_batch(learner, prompts)
