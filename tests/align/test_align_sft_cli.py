@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 
+from alignlab.align.conversations import Conversation
 from alignlab.align.sft_cli import sft
 from alignlab.align.sft_data import examples_of, read_examples
 from alignlab.core.errors import ConfigError, DataError
@@ -26,8 +27,9 @@ USER, MODEL = {"role": "user", "content": "a?"}, {"role": "assistant", "content"
 
 
 def test_every_form_of_record_gives_its_examples() -> None:
-    talk = examples_of({"messages": [USER, MODEL, USER, {"role": "assistant", "content": "c"}]})
-    assert [(len(example.prompt), example.response) for example in talk] == [(1, "b"), (3, "c")]
+    (talk,) = examples_of({"messages": [USER, MODEL, USER, {"role": "assistant", "content": "c"}]})
+    assert isinstance(talk, Conversation)
+    assert (talk.learned, len(talk.prompt), talk.response) == ((1, 3), 3, "c")
     assert examples_of({"prompt": "once", "completion": " upon"})[0].prompt == "once"
     assert examples_of({"prompt": [USER], "response": "b"})[0].prompt == [USER]
     told = examples_of({"instruction": "add", "input": "1 and 2", "output": "3"})[0]

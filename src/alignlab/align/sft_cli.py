@@ -19,12 +19,18 @@ class FineTuneConfig:
     """Fine-tune a model on a JSONL file of conversations or prompts with answers; the loss is on the answers only."""
 
     data: Path
-    """JSONL: messages, prompt with response or completion, or instruction with output."""
+    """JSONL: messages (or ShareGPT's conversations), prompt with response or completion, or instruction with output."""
     model: str = "smollm2-135m-instruct"
     """The model to start from: a catalogue or registered name, a directory, a .gguf file or a hub id. A quantised one
     gets its adapter beside the codes (QLoRA); what is exported then is plain."""
     packed: bool = False
     """Keep the Q4_0, Q4_1 and Q8_0 matrices of a GGUF file in their bits (QLoRA)."""
+    learn: Literal["all", "last"] = "all"
+    """The assistant's turns of a conversation that are learned; a turn with "weight": 0 never is."""
+    system: str = ""
+    """A system message for conversations that have none."""
+    neftune_alpha: float = 0.0
+    """NEFTune: noise on the embeddings while training; the paper tries 5, 10 and 15. 0 adds none."""
     name: str = "fine-tuned"
     """Name under which the result is registered."""
     epochs: float = 1.0
@@ -38,7 +44,7 @@ class FineTuneConfig:
     accumulate: int = 1
     """Forward passes per update."""
     row_length: int = 256
-    """Tokens of a packed row; a longer example loses the start of its prompt."""
+    """Tokens of a packed row. A longer conversation is divided between turns, a longer prompt loses its start."""
     warmup_steps: int = 3
     """Updates over which the learning rate rises to its peak."""
     precision: Literal["fp32", "bf16"] = "fp32"
@@ -55,7 +61,7 @@ class FineTuneConfig:
     def __post_init__(self) -> None:
         for name in ("batch_size", "accumulate"):
             require(getattr(self, name) >= 1, name, getattr(self, name), "a positive whole number")
-        for name in ("rank", "warmup_steps", "checkpoint_every", "learning_rate"):
+        for name in ("rank", "warmup_steps", "checkpoint_every", "learning_rate", "neftune_alpha"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or a positive number")
         require(self.epochs > 0, "epochs", self.epochs, "a positive number")
         require(self.rank > 0 or not self.packed, "rank", self.rank, "at least 1 where packed: codes are not trained")
@@ -110,7 +116,7 @@ def check_base(config: FineTuneConfig) -> None:
 def fine_tune(config: FineTuneConfig, run: Run, progress: Progress) -> dict[str, Any]:
     """Train, put an adapter into the weights, export and register; what to record about it."""
     from alignlab.align.sft import SFTConfig, sft
-    from alignlab.align.sft_data import read_examples
+    from alignlab.align.sft_data import Reading, read_examples
     from alignlab.lm import registry
     from alignlab.lm.language_model import load
     from alignlab.lm.lora import ALL_LINEAR, LoraConfig
@@ -118,7 +124,7 @@ def fine_tune(config: FineTuneConfig, run: Run, progress: Progress) -> dict[str,
     from alignlab.lm.quant.adapted import settle_adapters
     from alignlab.train.config import TrainConfig
 
-    examples = read_examples(config.data)
+    examples = read_examples(config.data, Reading(config.learn, config.system))
     dtype = "float32" if config.dtype == "auto" and config.rank == 0 else config.dtype
     lm = load(config.model, dtype=dtype, device=config.device, packed=config.packed)
     rate = config.learning_rate or (1e-3 if config.rank else 5e-5)
@@ -126,6 +132,7 @@ def fine_tune(config: FineTuneConfig, run: Run, progress: Progress) -> dict[str,
         epochs=config.epochs,
         row_length=config.row_length,
         batch_size=config.batch_size,
+        neftune_alpha=config.neftune_alpha,
         lora=LoraConfig(rank=config.rank, alpha=2.0 * config.rank, targets=(ALL_LINEAR,), seed=config.seed)
         if config.rank
         else None,

@@ -14,7 +14,7 @@ import os
 import subprocess
 import sys
 import threading
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +73,12 @@ def check_messages(messages: Sequence[Message]) -> None:
             raise ModelError(
                 f"message {i} must be a mapping with text under 'role' and 'content', got {message!r:.200}"
             )
+
+
+def unused_mark(texts: Iterable[str]) -> str:
+    """A private-use character that occurs in none of the texts."""
+    used = set().union(*map(set, (t for t in texts if isinstance(t, str))))
+    return next(chr(code) for code in range(0xE000, 0xF8FF) if chr(code) not in used)
 
 
 class _Worker:

@@ -23,14 +23,21 @@ MAX_OUTPUT = 4 * 2**20
 MAX_MEMORY = 768 * 2**20
 
 
+OPENS, CLOSES = "generation_opens", "generation_closes"
+"""Variables printed around what a template marks as the assistant's; nothing where they are not given."""
+
+
 class GenerationBlock(Extension):
-    """`{% generation %}…{% endgeneration %}` marks assistant text for training; rendering only prints it."""
+    """`{% generation %}…{% endgeneration %}` marks assistant text for training; it is printed between `OPENS` and
+    `CLOSES`."""
 
     tags = {"generation"}  # noqa: RUF012 (the base class declares it so)
 
     def parse(self, parser: Parser) -> nodes.Node | list[nodes.Node]:
-        next(parser.stream)
-        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        line = next(parser.stream).lineno
+        inside = parser.parse_statements(("name:endgeneration",), drop_needle=True)
+        opens, closes = (nodes.Output([nodes.Name(name, "load")], lineno=line) for name in (OPENS, CLOSES))
+        return [opens, *inside, closes]
 
 
 def _raise_exception(message: str) -> None:

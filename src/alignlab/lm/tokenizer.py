@@ -19,7 +19,7 @@ from tokenizers import pre_tokenizers
 
 from alignlab.core.errors import ModelError
 from alignlab.core.files import atomic_write
-from alignlab.lm.chat_template import check_messages, render_template
+from alignlab.lm.chat_template import check_messages, render_template, unused_mark
 from alignlab.lm.hf_config import read_json_object
 from alignlab.lm.types import Message, Prompt
 
@@ -88,15 +88,20 @@ class Tokenizer:
         if bos and self.bos_id is None:
             raise ModelError("this tokenizer has no beginning-of-text token")
         start = [self.bos_id] if bos and self.bos_id is not None else []
-        # Half a surrogate pair has no UTF-8 form; it becomes a question mark.
-        clean = text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")
         with self._lock:
             self.core.encode_special_tokens = not parse_special
-            return start + self._ids(clean)
+            return start + self._ids(_clean(text))
 
     def _ids(self, text: str) -> list[int]:
         ids: list[int] = self.core.encode(text, add_special_tokens=False).ids
         return ids
+
+    def offsets(self, text: str, *, literal: bool) -> tuple[list[int], list[tuple[int, int]]]:
+        """Ids, and the (start, end) of each in `text`; control tokens are read unless `literal`."""
+        with self._lock:
+            self.core.encode_special_tokens = literal
+            found = self.core.encode(_clean(text), add_special_tokens=False)
+        return found.ids, found.offsets
 
     def decode(self, ids: Iterable[int], *, skip_special: bool = True) -> str:
         """The text of `ids`; control tokens are left out unless `skip_special` is false."""
@@ -108,7 +113,9 @@ class Tokenizer:
         text: str | None = self.core.id_to_token(token_id)
         return text
 
-    def render_chat(self, messages: Sequence[Message], *, generation_prompt: bool = True) -> str:
+    def render_chat(
+        self, messages: Sequence[Message], *, generation_prompt: bool = True, variables: dict[str, str] | None = None
+    ) -> str:
         """The conversation in the model's format; `generation_prompt` opens the assistant's answer.
 
         Raises `ModelError` if there is no template, or the template fails or exceeds its limits.
@@ -116,43 +123,49 @@ class Tokenizer:
         if self.chat_template is None:
             raise ModelError("this model has no chat template; give the prompt as plain text")
         names = {role: getattr(self.special, role) for role in ("bos", "eos", "pad", "unk")}
-        special = {f"{role}_token": self.token(i) or "" for role, i in names.items() if i is not None}
+        special = {f"{role}_token": self.token(i) or "" for role, i in names.items() if i is not None} | (
+            variables or {}
+        )
         return render_template(self.chat_template, messages, generation_prompt=generation_prompt, special=special)
 
     def encode_prompt(self, prompt: Prompt, *, generation_prompt: bool = True) -> list[int]:
         """Ids that a completion continues: raw text (with its beginning token), or a rendered conversation."""
         if isinstance(prompt, str):
             return self.encode(prompt, bos=self.special.add_bos)
-        check_messages(prompt)
-        found = self._control_pattern()
-        hidden: list[str] = []
-        mark = _unused_mark(text for message in prompt for text in message.values())
-
-        def hide(match: re.Match[str]) -> str:
-            hidden.append(match.group())
-            return f"{mark}{len(hidden) - 1}{mark}"
-
-        # Control tokens written inside messages are replaced by marks before the template sees them, and put back as
-        # literal text after its own control tokens have been found.
-        masked = [{k: found.sub(hide, v) if isinstance(v, str) else v for k, v in m.items()} for m in prompt]
+        masked, hidden, mark = self.hide_control(prompt)
         rendered = self.render_chat(masked, generation_prompt=generation_prompt)
         if not hidden:
             return self.encode(rendered, parse_special=True)
         marks = re.compile(f"{mark}(\\d+){mark}")
         ids: list[int] = []
-        for i, piece in enumerate(re.split(f"({found.pattern})", rendered)):
+        for i, piece in enumerate(re.split(f"({self.control_pattern().pattern})", rendered)):
             if i % 2:
                 ids.append(self.control[piece])
             elif piece:
                 literal = marks.sub(lambda match: hidden[int(match.group(1))], piece)
-                ids.extend(self._encode_inner(literal, first=i == 0))
+                ids.extend(self.encode_inner(literal, first=i == 0))
         return ids
 
-    def _control_pattern(self) -> re.Pattern[str]:
+    def hide_control(self, messages: Sequence[Message]) -> tuple[list[Message], list[str], str]:
+        """The messages with control tokens spelled out in them replaced by numbered marks, those tokens, and the mark:
+        the template does not see them, and they are put back as literal text after its own have been found."""
+        check_messages(messages)
+        found = self.control_pattern()
+        hidden: list[str] = []
+        mark = unused_mark(text for message in messages for text in message.values())
+
+        def hide(match: re.Match[str]) -> str:
+            hidden.append(match.group())
+            return f"{mark}{len(hidden) - 1}{mark}"
+
+        masked = [{k: found.sub(hide, v) if isinstance(v, str) else v for k, v in m.items()} for m in messages]
+        return masked, hidden, mark
+
+    def control_pattern(self) -> re.Pattern[str]:
         longest_first = sorted(self.control, key=len, reverse=True)
         return re.compile("|".join(map(re.escape, longest_first)) or r"(?!)")
 
-    def _encode_inner(self, text: str, *, first: bool) -> list[int]:
+    def encode_inner(self, text: str, *, first: bool) -> list[int]:
         """Literal ids of a piece; only the `first` gets the leading space that some `Metaspace`s add."""
         space = self.core.pre_tokenizer
         if first or not isinstance(space, pre_tokenizers.Metaspace) or space.prepend_scheme != "first":
@@ -208,10 +221,8 @@ class Tokenizer:
         return cls(core, special, _read_template(directory, config))
 
 
-def _unused_mark(texts: Iterable[str]) -> str:
-    """A private-use character that occurs in none of the texts."""
-    used = set().union(*map(set, (t for t in texts if isinstance(t, str))))
-    return next(chr(code) for code in range(0xE000, 0xF8FF) if chr(code) not in used)
+def _clean(text: str) -> str:
+    return text if text.isascii() else text.encode("utf-8", "replace").decode("utf-8")  # half a surrogate pair: "?"
 
 
 def _optional(path: Path) -> dict[str, Any]:

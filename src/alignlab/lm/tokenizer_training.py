@@ -182,7 +182,7 @@ class CharacterTokenizer(Tokenizer):
         try:
             return super()._ids(text)
         except Exception:  # all that the library raises; what it says names no character
-            literal = text if self.core.encode_special_tokens else self._control_pattern().sub("", text)
+            literal = text if self.core.encode_special_tokens else self.control_pattern().sub("", text)
             known = self.core.get_vocab(with_added_tokens=False)
             wrong = next((character for character in literal if character not in known), None)
             if wrong is None:
