@@ -30,11 +30,15 @@ from alignlab.viz.page import KeyNumber, Page
 
 
 def build_report(run: Run) -> Page:
-    """The page for a run of `alignlab align`, finished or not.
+    """The page for a run of `alignlab align` or `alignlab rlhf`, finished or not.
 
     Comparisons are paired by prompt, and their verdicts hold after Holm's correction over all that the page shows.
     RunError for another kind of run, DataError when what was recorded is damaged.
     """
+    if run.name == "rlhf":
+        from alignlab.align.rlhf.report import build_report as build_rlhf_report  # it builds on this module
+
+        return build_rlhf_report(run)
     findings = Findings(run)
     page = Page(f"Alignment report: {findings.config.get('model', run.name)}", lede(findings))
     add_state(page, findings)
