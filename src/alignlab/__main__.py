@@ -20,6 +20,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "pretrain": ("alignlab.lm.pretrain_cli:pretrain", "train a language model from scratch"),
     "sft": ("alignlab.align.sft_cli:sft", "fine-tune a model on conversations or completions"),
     "prefer": ("alignlab.align.direct.cli:prefer", "learn from preferences: DPO, IPO, KTO, ORPO, SimPO"),
+    "rlhf": ("alignlab.align.rlhf.cli:rlhf", "SFT, reward model, PPO, GRPO, RLOO or REINFORCE, with a report"),
     "eval": ("alignlab.tasks.eval_cli:evaluate_command", "evaluate models, compare them, gate on the result"),
     "eval-lm": ("alignlab.tasks.eval_lm_cli:eval_lm", "score a model on text: perplexity, bits per byte"),
     "dynamics": ("alignlab.lm.dynamics_cli:dynamics", "a report of what happened inside a training"),
