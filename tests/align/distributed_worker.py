@@ -41,7 +41,7 @@ SHARED: dict[str, Any] = {
     "steps": STEPS, "microbatch_size": 2, "max_tokens": 5, "learning_rate": 0.01, "checkpoint_every": 2,
 }  # fmt: skip
 PPO: dict[str, Any] = {
-    **SHARED, "batch_size": 7, "minibatch_size": 4, "kl_target": 0.5, "max_policy_kl": 0.005, "grad_clip": 0.3,
+    **SHARED, "batch_size": 7, "minibatch_size": 4, "kl_target": 0.5, "max_policy_kl": 0.005, "grad_clip": 0.03,
     "entropy_coefficient": 0.01,
 }  # fmt: skip
 GRPO: dict[str, Any] = {
@@ -84,6 +84,8 @@ def train(
 ) -> dict[str, Any]:
     """Metrics of every step, and two numbers that tell the trained weights."""
     lm = tiny(parallel.rank)
+    if method == "ppo narrow":
+        lm.model.to(torch.bfloat16)
     if method == "grpo":  # a reward that keeps account, which one rank is asked for
         kept = Combined({"vowels": vowels, "length": lengths}, {"vowels": 1.0, "length": 0.1}, normalise="running")
         actor = Actor(lm.model, lm.tokenizer, LocalSampler(lm), parallel=parallel)
@@ -91,8 +93,8 @@ def train(
             actor, kept, MORE, GRPOConfig(**GRPO, lora=LORA), checkpoint_dir=directory, on_step=on_step
         )
     else:
-        config = PPOConfig(**PPO, lora=LORA if method == "ppo" else None)
-        reference = None if method == "ppo" else tiny()
+        config = PPOConfig(**PPO, lora=None if method == "ppo whole" else LORA)
+        reference = tiny() if method == "ppo whole" else None
         trainer = PPOTrainer(lm, reward or vowels, reference, config, checkpoint_dir=directory, parallel=parallel)
         result = trainer.train(PROMPTS, on_step=on_step)
     names = [name for name, p in lm.model.named_parameters() if p.requires_grad]
@@ -127,6 +129,7 @@ def curves(directory: Path) -> dict[str, Any]:
                 os.system(f"cp -r '{place}' '{place} alone'")
             parallel.barrier()
             found[f"{kind} {method} continued"] = train(method, parallel, place)
+    found["narrow"] = train("ppo narrow", parallel)
     parallel = parallel_from_env("ddp")
     found["ddp from fsdp"] = train("ppo", parallel, directory / "fsdp ppo alone")
     rank = parallel.rank

@@ -116,6 +116,14 @@ def test_an_interrupted_training_goes_on_in_any_number_of_processes(
 
 
 @pytest.mark.slow
+def test_an_adapter_over_a_narrow_base_is_sharded_with_it(results: list[dict[str, Any]]) -> None:
+    """float32 adapters and frozen bfloat16 weights in one shard; each rank has the whole adapter in the end."""
+    first, second = (rank["narrow"] for rank in results)
+    assert first == second
+    assert len(first["history"]) == worker.STEPS
+
+
+@pytest.mark.slow
 def test_a_reward_that_raises_on_one_rank_stops_all_with_its_sentence(results: list[dict[str, Any]]) -> None:
     for rank in results:
         assert "reward raises raised ValueError: no such thing" in rank["raises"]
