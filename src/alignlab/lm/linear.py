@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -17,6 +18,28 @@ ROWS_HINT = 32
 """Number of rows that the packed layout is made for; other numbers work as well."""
 
 
+class Joined(NamedTuple):
+    """Layers that read the same input as one: weights below each other, and matrices of their adapters if any."""
+
+    weight: Tensor
+    bias: Tensor | None
+    a: Tensor | None = None
+    """(rank, in): the adapters' first matrices below each other."""
+    b: Tensor | None = None
+    """(out, rank): their second ones on a diagonal of blocks."""
+    scaling: float = 1.0
+
+
+def times_joined(x: Tensor, whole: Joined) -> Tensor:
+    """What the layers give, side by side."""
+    y = F.linear(x, whole.weight, whole.bias)
+    if whole.a is None or whole.b is None:
+        return y
+    inner = F.linear(x, whole.a)
+    rows = torch.addmm(y.reshape(-1, y.shape[-1]), inner.reshape(-1, inner.shape[-1]), whole.b.T, alpha=whole.scaling)
+    return rows.view(y.shape)
+
+
 def project(layer: nn.Module, x: Tensor) -> Tensor:
     """`layer(x)`, through `times` where the layer is a plain linear map."""
     return times(x, layer.weight, layer.bias) if type(layer) is nn.Linear else layer(x)
@@ -27,11 +50,11 @@ def project_together(layers: Sequence[nn.Module], x: Tensor) -> list[Tensor]:
 
     On the CPU with packed weights each call costs a barrier; on a GPU a wide product keeps more of it busy, and joining
     the weights is nothing beside a training batch. Layers of a kind of their own may bring `project_joined(layers, x)`,
-    which answers None where it does not pay; a layer with the attribute `joined` has weight and bias of all of them.
+    which answers None where it does not pay; a layer with the attribute `joined` holds all of them (`Joined`).
     """
-    whole: tuple[Tensor, Tensor | None] | None = getattr(layers[0], "joined", None)
+    whole: Joined | None = getattr(layers[0], "joined", None)
     if whole is not None:
-        return list(F.linear(x, *whole).split([int(layer.out_features) for layer in layers], dim=-1))  # type: ignore[arg-type]
+        return list(times_joined(x, whole).split([int(layer.out_features) for layer in layers], dim=-1))  # type: ignore[arg-type]
     joined: Callable[..., list[Tensor] | None] | None = getattr(type(layers[0]), "project_joined", None)
     found = None if joined is None else joined(layers, x)
     if found is not None:

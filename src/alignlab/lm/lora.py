@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from alignlab.core.config import require
 from alignlab.core.errors import ConfigError, ModelError
 from alignlab.core.rng import derive_seed, torch_generator
-from alignlab.lm.linear import project, times
+from alignlab.lm.linear import project, times, times_joined
 from alignlab.lm.low_rank import add_low_rank
 from alignlab.lm.quant.layers import ConstantLinear
 
@@ -92,6 +92,8 @@ class LoRALinear(nn.Module):
         return self.base.bias
 
     def forward(self, x: Float[Tensor, "*batch in_features"]) -> Float[Tensor, "*batch out_features"]:
+        if (ready := getattr(self, "joined", None)) is not None:  # a recorded step, with narrowed matrices
+            return times_joined(x, ready)
         if self.unmerged is not None:
             return times(x, self.base.weight if self.enabled else self.unmerged, self.base.bias)
         if not self.enabled:
@@ -242,11 +244,7 @@ def target_names(model: nn.Module, targets: tuple[str, ...]) -> list[str]:
 
 
 def lora_layers(model: nn.Module) -> dict[str, LoRALinear]:
-    """The wrapped layers by name.
-
-    Raises:
-        ModelError: there are none.
-    """
+    """The wrapped layers by name. ModelError where there are none."""
     found = {name: module for name, module in model.named_modules() if isinstance(module, LoRALinear)}
     if not found:
         raise ModelError(f"{type(model).__name__} has no LoRA adapters; add_lora makes them")
