@@ -1,7 +1,7 @@
 """Rewards that can be checked: sums and GSM8K, PPO and GRPO, accuracy on held-out questions before and after.
 
     python bench/verifiable_reward.py                       # small, on a CPU
-    python bench/verifiable_reward.py --device cuda --jobs 6 --out DIR \\
+    python bench/verifiable_reward.py --device cuda --jobs 7 --out DIR \\
         --gsm8k-train gsm8k_train.jsonl.gz --gsm8k-test gsm8k_test.jsonl
 
 Every training is a process of its own, `--jobs` at a time, and leaves DIR/jobs/NAME.json; called again with the same
@@ -52,14 +52,16 @@ CONTEXT = {"sums": 96, "gsm8k": 512}
 """Tokens of a prompt with its answer that the engine's cache is made for."""
 GROUP = 16
 """GRPO's answers to a question."""
+SHOWN = ("reward", "kl", "entropy", "response_length", "ended", "approx_kl", "equal_groups", "mismatch_mean")
 SMALL: dict[str, Any] = {
     "sums": 24, "sums_held": 12, "sums_steps": 2, "sums_batch": 16, "gsm8k": 16, "gsm8k_held": 8, "gsm8k_steps": 2,
-    "gsm8k_batch": 16, "gsm8k_tokens": 24, "warm_epochs": 1.0, "seeds": 3, "answers": 2, "microbatch": 8,
+    "gsm8k_batch": 16, "gsm8k_tokens": 24, "warm_epochs": 1.0, "seeds": 3, "answers": 2,
+    "sums_microbatch": 8, "gsm8k_microbatch": 8,
 }  # fmt: skip
 LARGE: dict[str, Any] = {
-    "sums": 1200, "sums_held": 600, "sums_steps": 120, "sums_batch": 256, "gsm8k": None, "gsm8k_held": None,
+    "sums": 1200, "sums_held": 600, "sums_steps": 150, "sums_batch": 256, "gsm8k": None, "gsm8k_held": None,
     "gsm8k_steps": 60, "gsm8k_batch": 256, "gsm8k_tokens": 256, "warm_epochs": 2.0, "seeds": 3, "answers": 4,
-    "microbatch": 64,
+    "sums_microbatch": 128, "gsm8k_microbatch": 16,
 }  # fmt: skip
 
 
@@ -100,7 +102,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--gsm8k-train", type=Path, help="GSM8K's training file as published, may be gzipped")
     parser.add_argument("--gsm8k-test", type=Path)
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
-    parser.add_argument("--minutes", type=float, default=2.5, help="longest training of a sums job")
+    parser.add_argument("--minutes", type=float, default=2.0, help="longest training of a sums job")
     parser.add_argument("--gsm8k-minutes", type=float, default=3.5)
     for name, default in LARGE.items():
         kind = float if isinstance(default, float) else int
@@ -245,6 +247,8 @@ def train(
 
     def on_step(step: int, responses: list[Response], metrics: dict[str, float]) -> None:
         history.append({"step": step, "seconds": round(time.perf_counter() - started, 2), **metrics})
+        shown = {key: round(metrics[key], 3) for key in SHOWN if key in metrics}
+        print(step, f"{history[-1]['seconds']:.0f} s", shown, flush=True)
         spoken[:] = [{"prompt": str(r.prompt)[-200:], "answer": r.completion.text} for r in responses[:4]]
         if time.perf_counter() - started > 60 * minutes:
             raise TimeUpError
@@ -286,7 +290,7 @@ def shared_settings(name: str, task: VerifiableTask, options: argparse.Namespace
     batch = batch_of(name, options)
     return {
         "steps": getattr(options, f"{name}_steps"), "max_tokens": task.sampling.max_tokens, "stop": task.stop,
-        "minibatch_size": batch // 2, "microbatch_size": min(options.microbatch, batch // 2),
+        "minibatch_size": batch // 2, "microbatch_size": min(getattr(options, f"{name}_microbatch"), batch // 2),
         "learning_rate": options.rate, "warmup_steps": 2, "kl_coefficient": options.kl, "on_equal_rewards": "skip",
         "missing_end_penalty": 1.0, "checkpoint_every": 20, "max_mismatch": 0.1 if options.device == "cpu" else 0.3,
         "lora": LoraConfig(rank=options.rank, alpha=2.0 * options.rank, targets=(ALL_LINEAR,)),

@@ -12,7 +12,7 @@ import pytest
 from alignlab.core.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
-WORDS = ["--gsm8k", "6", "--gsm8k-held", "4", "--gsm8k-tokens", "8", "--gsm8k-batch", "16", "--microbatch", "16"]
+WORDS = ["--gsm8k", "6", "--gsm8k-held", "4", "--gsm8k-tokens", "8", "--gsm8k-batch", "16"]
 
 
 def module(path: Path) -> ModuleType:
