@@ -34,6 +34,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "collect, import and export preferences, see who agrees",
     ),
     "reward": ("alignlab.align.reward.cli:reward", "train, validate and score with reward models"),
+    "sweep": ("alignlab.research.sweep.cli:sweep", "a command or a function over settings and seeds, in a table"),
     "runs": ("alignlab.core.runs_cli:runs", "list runs, show one, open its report"),
     "report": ("alignlab.align.cli:report", "write the report of an alignment run again"),
 }

@@ -1,0 +1,1 @@
+"""Sweeps: a command or a function over settings and seeds, one run directory each."""
