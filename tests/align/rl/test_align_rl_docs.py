@@ -12,7 +12,7 @@ PAGE = (Path(__file__).parents[3] / "docs" / "policy-optimisation.md").read_text
 
 def test_the_blocks_run() -> None:
     blocks = re.findall(r"```python\n(.*?)```", PAGE, re.S)
-    assert len(blocks) == 3
+    assert len(blocks) == 5
     names: dict[str, object] = {}
     for block in blocks:
         exec(compile(block, "policy-optimisation.md", "exec"), names)
