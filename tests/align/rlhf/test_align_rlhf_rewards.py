@@ -33,12 +33,17 @@ def test_every_kind_of_reward_is_opened(rewards: Path, monkeypatch: pytest.Monke
     assert Guarded(opened("my_rewards:short")).score(["p"], ["abc"]).tolist() == pytest.approx([-0.03])  # type: ignore[arg-type]
     task = opened("task:lab-arithmetic")
     assert isinstance(task, TaskReward)
-    assert len(prompts_of(task)) == 6
+    asked = prompts_of(task).train
+    assert len(asked) == 6
     targets = [sample.target for sample in task.task.dataset]
-    assert task.score(prompts_of(task), [f"It is {target}." for target in targets]).tolist() == [1.0] * 6
-    assert task.score(prompts_of(task)[:1], [""]).tolist() == [0.0]  # unscorable is worth the worst, never the best
+    assert task.score(asked, [f"It is {target}." for target in targets]).tolist() == [1.0] * 6
+    assert task.score(asked[:1], [""]).tolist() == [0.0]  # unscorable is worth the worst, never the best
     assert isinstance(opened("http://localhost:1/score"), EndpointReward)
-    assert prompts_of(vowels) == []  # type: ignore[arg-type]
+    assert not prompts_of(vowels).train  # type: ignore[arg-type]
+    sums = opened("alignlab.align.rlhf.arithmetic:Sums")
+    brought = prompts_of(sums)  # type: ignore[arg-type]
+    assert (len(brought.train), len(brought.heldout)) == (600, 128)
+    assert not set(map(repr, brought.train)) & set(map(repr, brought.heldout))
 
 
 @pytest.mark.parametrize(

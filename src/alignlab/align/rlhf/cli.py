@@ -97,5 +97,5 @@ def check_inputs(config: RLHFConfig) -> None:
         spec = None if text is None else RewardSpec.parse(text)
         if spec is not None and spec.spec not in (TRAINED, "comparisons") and not Path(spec.spec).expanduser().exists():
             reward = open_reward(spec.spec, config.task, dtype="auto", device=config.device, seed=config.seed)
-            asked = asked or (text in config.rewards and bool(prompts_of(reward)))
+            asked = asked or (text in config.rewards and bool(prompts_of(reward).train))
     require(asked, "prompts", config.prompts, "a file of prompts, because neither the reward nor another file has some")

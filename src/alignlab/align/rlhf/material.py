@@ -10,7 +10,15 @@ import torch
 from alignlab.align.pairs import PreferencePair
 from alignlab.align.reward.examples import RewardPair, dialogue_of, split_dialogues
 from alignlab.align.rlhf.config import RLHFConfig
-from alignlab.align.rlhf.sources import Asking, apart, distinct, read_asked, read_comparisons, read_demonstrations
+from alignlab.align.rlhf.sources import (
+    Asked,
+    Asking,
+    apart,
+    distinct,
+    read_asked,
+    read_comparisons,
+    read_demonstrations,
+)
 from alignlab.align.sft import SFTExample
 from alignlab.core.errors import ConfigError, DataError
 from alignlab.core.rng import derive_seed, torch_generator
@@ -39,7 +47,7 @@ class Material:
     """How many of each, and how many were left out for which reason."""
 
 
-def gather(config: RLHFConfig, lm: LanguageModel, brought: Sequence[Prompt] = ()) -> Material:
+def gather(config: RLHFConfig, lm: LanguageModel, brought: Asked | None = None) -> Material:
     """Read and split the files of `config`; `brought` are the prompts that a reward has of its own (a task's).
 
     Held-out prompts and held-out comparisons share no dialogue with anything that is learned from. Raises DataError for
@@ -89,16 +97,14 @@ def split_comparisons(config: RLHFConfig, found: Material) -> None:
         found.judge, found.learn = [found.learn[i] for i in other], [found.learn[i] for i in mine]
 
 
-def choose_prompts(
-    config: RLHFConfig, found: Material, brought: Sequence[Prompt], length: Callable[[Prompt], int]
-) -> None:
+def choose_prompts(config: RLHFConfig, found: Material, brought: Asked | None, length: Callable[[Prompt], int]) -> None:
     """Training and held-out prompts: those of the files, of the reward, of the comparisons or of the demonstrations."""
     heldout: list[Prompt] = []
     if config.prompts is not None:
         asked = read_asked(config.prompts, found.asking)
         train, heldout = asked.train, asked.heldout
-    elif brought:
-        train = list(brought)
+    elif brought is not None and brought.train:
+        train, heldout = brought.train, brought.heldout
     elif config.comparisons is not None:
         train = [pair.prompt for pair in [*found.learn, *found.judge]]
         heldout = [pair.prompt for pair in found.kept]

@@ -30,6 +30,7 @@ from alignlab.align.rlhf.material import Material, gather
 from alignlab.align.rlhf.measuring import measure_run
 from alignlab.align.rlhf.methods import improve, method_config
 from alignlab.align.rlhf.rewards import RewardSpec, Watched, joined, open_reward, prompts_of
+from alignlab.align.rlhf.sources import Asked
 from alignlab.align.sft import SFTConfig, sft
 from alignlab.core.errors import ConfigError
 from alignlab.core.files import sha256_file
@@ -42,7 +43,7 @@ from alignlab.lm.lora_files import load_adapter, store_adapter
 from alignlab.lm.native import export_model
 from alignlab.lm.quant.adapted import settle_adapters
 from alignlab.lm.samplers import sampler_of
-from alignlab.lm.types import Prompt, SamplingParams
+from alignlab.lm.types import SamplingParams
 
 CENTRE = 0.01
 """Weight that keeps the mean of a reward model's rewards near 0."""
@@ -70,14 +71,14 @@ class RLHFPipeline:
         if changed:
             raise ConfigError(f"{changed[0]} has changed since this run was started, start a new one with --fresh")
         self.base = load(config.model, dtype=setup["dtype"], device=config.device)
-        brought: list[Prompt] = []
+        brought: Asked | None = None
         for spec in self.specs():
             if spec.spec not in (TRAINED, "comparisons"):
                 self.opened[spec.spec] = open_reward(
                     spec.spec, config.task, dtype=setup["dtype"], device=config.device, seed=config.seed
                 )
         for spec in map(RewardSpec.parse, config.rewards):
-            if spec.spec in self.opened and not brought:
+            if spec.spec in self.opened and (brought is None or not brought.train):
                 brought = prompts_of(self.opened[spec.spec])
         self.material = gather(config, self.base, brought)
 

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from alignlab.align.rl.endpoint_reward import EndpointReward
 from alignlab.align.rl.rewards import Combined, Guarded, Normalisation, Reward, TaskReward, after_step, call_of, name_of
+from alignlab.align.rlhf.sources import Asked
 from alignlab.core.config import unknown_name
 from alignlab.core.errors import AlignlabError, ConfigError
 from alignlab.lm.types import Prompt
@@ -176,9 +177,9 @@ def joined(rewards: Mapping[str, tuple[Reward, float]], normalise: Normalisation
     return Combined(parts, {name: weight for name, (_, weight) in rewards.items()}, normalise, time_limit)
 
 
-def prompts_of(reward: Reward) -> list[Prompt]:
-    """The prompts that a reward brings itself (a task's): attribute `prompts`."""
-    return list(getattr(reward, "prompts", None) or [])
+def prompts_of(reward: Reward) -> Asked:
+    """The prompts that a reward brings itself (a task's): attributes `prompts` and `heldout_prompts`."""
+    return Asked(list(getattr(reward, "prompts", None) or []), list(getattr(reward, "heldout_prompts", None) or []))
 
 
 @dataclass
