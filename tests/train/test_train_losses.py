@@ -48,6 +48,28 @@ def test_token_losses_and_gradients_equal_torch(chunk: int, softcap: float | Non
 
 @pytest.mark.parametrize("softcap", [None, 3.0])
 @pytest.mark.parametrize("chunk", [1, 5, 100])
+def test_with_a_frozen_head_token_losses_and_gradients_equal_torch(chunk: int, softcap: float | None) -> None:
+    hidden, weight, targets, weights = inputs()
+    weight.requires_grad_(False)
+    expected = naive(hidden, weight, targets, softcap)
+    (expected_grad,) = torch.autograd.grad((expected * weights).sum(), hidden)
+    got = chunked_cross_entropy(hidden, weight, targets, chunk=chunk, softcap=softcap)
+    torch.testing.assert_close(got, expected, rtol=1e-12, atol=1e-12)
+    for factor in (1.0, -2.5):  # a second backward pass finds what the first one left
+        (grad,) = torch.autograd.grad((got * weights).sum() * factor, hidden, retain_graph=True)
+        torch.testing.assert_close(grad, expected_grad * factor, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize(("frozen", "times"), [(True, 1), (False, 2)])
+def test_token_losses_compute_logits_once_where_the_head_is_frozen(frozen: bool, times: int) -> None:
+    hidden, weight = torch.randn(64, 4, requires_grad=True), torch.randn(1000, 4, requires_grad=not frozen)
+    with LargestTensor() as seen:
+        chunked_cross_entropy(hidden, weight, torch.zeros(64, dtype=torch.long), chunk=16).sum().backward()
+    assert seen.rows == times * 64
+
+
+@pytest.mark.parametrize("softcap", [None, 3.0])
+@pytest.mark.parametrize("chunk", [1, 5, 100])
 def test_fused_loss_and_gradients_equal_torch(chunk: int, softcap: float | None) -> None:
     hidden, weight, targets, weights = inputs()
     expected = (naive(hidden, weight, targets, softcap) * weights).sum() / weights.sum()

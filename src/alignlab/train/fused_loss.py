@@ -60,54 +60,65 @@ def _grad_logits(
     return grad if slope is None else grad.mul_(slope)
 
 
-def _sweep(
+def _rows(
     raw: Tensor, targets: Tensor, scale: Tensor, softcap: float | None, z_loss: float, want_grad: bool
 ) -> tuple[Tensor, Tensor]:
-    """Sums of `scale * nll` and of `scale * z_loss * log_total²` over rows of logits, which their gradient replaces."""
+    """Each row's nll and log-sum-exp; the gradient of `scale * (nll + z_loss * log_total²)` replaces the logits."""
     logits = _wide(raw, softcap)
     log_total = torch.logsumexp(logits, dim=1)
-    loss = torch.dot(scale, log_total - logits.gather(1, targets[:, None]).squeeze(1))
-    penalty = z_loss * torch.dot(scale, log_total.square()) if z_loss else scale.new_zeros(())
+    losses = log_total - logits.gather(1, targets[:, None]).squeeze(1)
     if want_grad:
         raw.copy_(_grad_logits(logits, log_total, targets, scale, softcap, z_loss))
-    return loss, penalty
+    return losses, log_total
 
 
 @functools.cache
-def _sweep_on(device: str, dtype: torch.dtype) -> Callable[..., tuple[Tensor, Tensor]]:
+def _rows_on(device: str, dtype: torch.dtype) -> Callable[..., tuple[Tensor, Tensor]]:
     """On a GPU the Triton kernel, where there is Triton: logits then cross the memory three times, not twenty."""
     if device == "cuda" and dtype != torch.float64:
         from torch.utils._triton import has_triton
 
         if has_triton():
-            from alignlab.train.loss_kernel import sweep_by_kernel
+            from alignlab.train.loss_kernel import rows_by_kernel
 
-            return sweep_by_kernel
-    return _sweep
+            return rows_by_kernel
+    return _rows
 
 
 class ChunkedCrossEntropy(torch.autograd.Function):
-    """(n, d), (v, d), (n,) -> (n,); keeps only its inputs and one log-sum-exp a position."""
+    """(n, d), (v, d), (n,) -> (n,).
+
+    A position's loss depends on its own hidden state alone: with `early` the gradient of each is taken while its logits
+    exist, and the backward pass only scales it. Otherwise (the unembedding learns too, or gradients would underflow
+    before the loss scale comes) that pass makes the logits again.
+    """
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int, softcap: float | None) -> Tensor:
-        n = hidden.shape[0]
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, targets: Tensor, chunk: int, softcap: float | None, early: bool
+    ) -> Tensor:
+        n, sweep = hidden.shape[0], _rows_on(hidden.device.type, hidden.dtype)
         losses = hidden.new_empty(n, dtype=accumulator_of(hidden.dtype))
-        log_totals = torch.empty_like(losses)
+        log_totals, ones = torch.empty_like(losses), torch.ones_like(losses)
+        slopes = torch.empty_like(hidden) if early else None
         for start in range(0, n, chunk):
             rows = slice(start, start + chunk)
-            raw, totals = hidden[rows] @ weight.T, log_totals[rows]
+            raw = hidden[rows] @ weight.T
             for block in _blocks(raw):
-                logits = _wide(raw[block], softcap)
-                totals[block] = torch.logsumexp(logits, dim=1)
-                losses[rows][block] = totals[block] - logits.gather(1, targets[rows][block, None]).squeeze(1)
-        ctx.save_for_backward(hidden, weight, targets, log_totals)
+                found = sweep(raw[block], targets[rows][block], ones[rows][block], softcap, 0.0, early)
+                losses[rows][block], log_totals[rows][block] = found
+            if slopes is not None:
+                torch.mm(raw, weight, out=slopes[rows])
+        ctx.save_for_backward(*((slopes,) if early else (hidden, weight, targets, log_totals)))
         ctx.chunk, ctx.softcap = chunk, softcap
         return losses
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_losses: Tensor) -> tuple[Tensor | None, ...]:
+        if len(ctx.saved_tensors) == 1:
+            (slopes,) = ctx.saved_tensors
+            return (slopes * grad_losses[:, None]).to(slopes.dtype), None, None, None, None, None
         hidden, weight, targets, log_totals = ctx.saved_tensors
         need_hidden, need_weight = ctx.needs_input_grad[:2]
         grad_hidden = torch.zeros_like(hidden) if need_hidden else None
@@ -123,7 +134,7 @@ class ChunkedCrossEntropy(torch.autograd.Function):
                 torch.mm(raw, weight, out=grad_hidden[rows])
             if grad_weight is not None:
                 _add_product(grad_weight, raw, hidden[rows])
-        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None
+        return grad_hidden, None if grad_weight is None else grad_weight.to(weight.dtype), None, None, None, None
 
 
 class FusedLoss(torch.autograd.Function):
@@ -145,7 +156,7 @@ class FusedLoss(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         grad_hidden = torch.zeros_like(hidden) if how.want_hidden else None
         grad_weight = torch.zeros_like(weight, dtype=scale.dtype) if how.want_weight else None
-        sweep = _sweep_on(hidden.device.type, hidden.dtype)
+        sweep = _rows_on(hidden.device.type, hidden.dtype)
         loss, penalty, total = scale.new_zeros(()), scale.new_zeros(()), scale.sum()
         if hidden.dtype != torch.float16:
             scale, total = scale / total, torch.ones_like(total)
@@ -156,9 +167,10 @@ class FusedLoss(torch.autograd.Function):
             raw = x @ weight.T
             for block in _blocks(raw):
                 want = how.want_hidden or how.want_weight
-                sums = sweep(raw[block], target[block], part[block], how.softcap, how.z_loss, want)
-                loss += sums[0]
-                penalty += sums[1]
+                losses, log_totals = sweep(raw[block], target[block], part[block], how.softcap, how.z_loss, want)
+                loss += torch.dot(part[block], losses)
+                if how.z_loss:
+                    penalty += how.z_loss * torch.dot(part[block], log_totals.square())
             if isinstance(rows, slice) and grad_hidden is not None:
                 torch.mm(raw, weight, out=grad_hidden[rows])
             elif grad_hidden is not None:

@@ -66,10 +66,11 @@ def _row_kernel(  # type: ignore[no-untyped-def]
             tl.store(start + column, grad.to(logits.dtype.element_ty), mask=inside)
 
 
-def sweep_by_kernel(
+def rows_by_kernel(
     raw: Tensor, targets: Tensor, scale: Tensor, softcap: float | None, z_loss: float, want_grad: bool
 ) -> tuple[Tensor, Tensor]:
-    """Sums of `scale * nll` and of `scale * z_loss * log_total²` over rows of logits, which their gradient replaces.
+    """Each row's negative log-likelihood and log-sum-exp; the gradient of `scale * (nll + z_loss log_total²)` replaces
+    the logits where it is wanted.
 
     Sums over the vocabulary are taken in float32: not for float64 logits.
     """
@@ -89,5 +90,4 @@ def sweep_by_kernel(
         BLOCK=BLOCK,
         num_warps=WARPS,
     )
-    penalty = z_loss * torch.dot(scale, log_totals.square()) if z_loss else scale.new_zeros(())
-    return torch.dot(scale, losses), penalty
+    return losses, log_totals

@@ -37,18 +37,20 @@ def chunked_cross_entropy(
 ) -> Float[Tensor, " n"]:
     """Negative log-likelihood of each target, in nats: `logsumexp(z) - z[target]` with `z = hidden @ weight.T`.
 
-    Log-sum-exp is taken in float32 (float64 for float64 input); the result has that type. The backward pass computes
-    each chunk's logits again. With `softcap`, `z` becomes `softcap * tanh(z / softcap)` (Gemma 2). Under autocast the
-    matrix product runs in autocast's type. `chunk` is how many positions are worked on together; by default what suits
-    the device.
+    Log-sum-exp is taken in float32 (float64 for float64 input); the result has that type. Where only `hidden` learns,
+    its gradient is made while each chunk's logits exist; else the backward pass computes them again. With `softcap`,
+    `z` becomes `softcap * tanh(z / softcap)` (Gemma 2). Under autocast the matrix product runs in autocast's type.
+    `chunk` is how many positions are worked on together; by default what suits the device.
 
     Raises:
         TrainingError: shapes do not fit together.
     """
     chunk = _check_shapes(hidden, weight, targets, chunk)
     hidden, weight = _autocast(hidden), _autocast(weight)
+    early = torch.is_grad_enabled() and hidden.requires_grad and not weight.requires_grad
+    early = early and hidden.dtype != torch.float16
     with torch.autocast(hidden.device.type, enabled=False):
-        losses: Tensor = ChunkedCrossEntropy.apply(hidden, weight, targets, chunk, softcap)
+        losses: Tensor = ChunkedCrossEntropy.apply(hidden, weight, targets, chunk, softcap, early)
     return losses
 
 
