@@ -26,6 +26,8 @@ from typing import Any
 
 import numpy as np
 
+from alignlab.align.adapters import merged_for_decoding
+from alignlab.align.policy import evaluating
 from alignlab.align.ppo import PPOTrainer
 from alignlab.align.ppo_config import PPOConfig
 from alignlab.align.rl.answers import Actor
@@ -98,7 +100,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--part", choices=("all", *TASKS, "table"), default="all")
     parser.add_argument("--model", default="smollm2-135m-instruct")
     parser.add_argument("--device", default="cpu")
-    parser.add_argument("--dtype", default="auto")
+    parser.add_argument("--dtype", default="auto", help="of the frozen weights; float32 on a GPU trains under autocast")
     parser.add_argument("--gsm8k-train", type=Path, help="GSM8K's training file as published, may be gzipped")
     parser.add_argument("--gsm8k-test", type=Path)
     parser.add_argument("--jobs", type=int, default=1, help="trainings at a time")
@@ -195,7 +197,7 @@ def run_job(name: str, options: argparse.Namespace) -> None:
         found = {"model": base}
         if not name.endswith("-before"):
             found |= train(lm, sampler, task, name, options)
-        found |= measured(sampler, task, options)
+        found |= measured(lm, sampler, task, options)
     found |= {"task": task.name, "learned": len(task.learned), "held": len(task.held)}
     found["seconds"] = round(time.perf_counter() - started, 1)
     atomic_write(result_file(options, name), pretty_json(found))
@@ -209,16 +211,17 @@ def sampler_for(lm: LanguageModel, name: str, options: argparse.Namespace) -> Sa
     return EngineSampler(Engine(lm, EngineOptions(max_running=rows, blocks=rows * -(-CONTEXT[name] // 16))))
 
 
-def measured(sampler: Sampler, task: VerifiableTask, options: argparse.Namespace) -> dict[str, Any]:
+def measured(lm: LanguageModel, sampler: Sampler, task: VerifiableTask, options: argparse.Namespace) -> dict[str, Any]:
     """Held-out accuracy: the most likely answer, and answers drawn at temperature 1 as in training."""
-    greedy = measure(sampler, task)
-    drawn = measure(sampler, task, temperature=1.0, seed=1, answers=options.answers)
+    with evaluating(lm.model), merged_for_decoding(lm.model):
+        greedy = measure(sampler, task)
+        drawn = measure(sampler, task, temperature=1.0, seed=1, answers=options.answers)
     return {"greedy": asdict(greedy), "sampled": asdict(drawn), "kinds": [item.category for item in task.held]}
 
 
 def as_it_came(task: VerifiableTask, options: argparse.Namespace) -> dict[str, Any]:
     lm = load(options.model, dtype=options.dtype, device=options.device)
-    return measured(sampler_for(lm, "gsm8k", options), task, options)
+    return measured(lm, sampler_for(lm, "gsm8k", options), task, options)
 
 
 def warm_up(task: VerifiableTask, options: argparse.Namespace) -> dict[str, Any]:
@@ -294,6 +297,7 @@ def shared_settings(name: str, task: VerifiableTask, options: argparse.Namespace
         "learning_rate": options.rate, "warmup_steps": 2, "kl_coefficient": options.kl, "on_equal_rewards": "skip",
         "missing_end_penalty": 1.0, "checkpoint_every": 20, "max_mismatch": 0.1 if options.device == "cpu" else 0.3,
         "lora": LoraConfig(rank=options.rank, alpha=2.0 * options.rank, targets=(ALL_LINEAR,)),
+        "precision": "bf16" if options.device != "cpu" and options.dtype == "float32" else "fp32",
     }  # fmt: skip
 
 
