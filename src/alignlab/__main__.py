@@ -15,7 +15,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "align": ("alignlab.align.cli:align", "align a model with a constitution, end to end, with a report"),
     "chat": ("alignlab.lm.chat:chat", "talk to a model in the terminal"),
     "compare": ("alignlab.lm.chat:compare", "put the same prompt to two models, side by side"),
-    "data": ("alignlab.lm.data_cli:data", "fetch texts, make token shards, look at both"),
+    "data": ("alignlab.align.sft_filter_cli:data", "fetch texts, make token shards, filter what is fine-tuned on"),
     "tokenize": ("alignlab.lm.data_cli:tokenize", "turn texts into token shards for training"),
     "pretrain": ("alignlab.lm.pretrain_cli:pretrain", "train a language model from scratch"),
     "sft": ("alignlab.align.sft_cli:sft", "fine-tune a model on conversations or completions"),
@@ -34,8 +34,8 @@ COMMANDS: dict[str, tuple[str, str]] = {
         "collect, import and export preferences, see who agrees",
     ),
     "reward": ("alignlab.align.reward.cli:reward", "train, validate and score with reward models"),
-    "sweep": ("alignlab.research.sweep.cli:sweep", "a command or a function over settings and seeds, in a table"),
     "diagnose": ("alignlab.align.diagnostics.cli:diagnose", "what looks wrong in a training against a reward"),
+    "sweep": ("alignlab.research.sweep.cli:sweep", "a command or a function over settings and seeds, in a table"),
     "runs": ("alignlab.core.runs_cli:runs", "list runs, show one, open its report"),
     "report": ("alignlab.align.cli:report", "write the report of an alignment run again"),
 }

@@ -183,6 +183,6 @@ def test_wrong_settings(wrong: dict[str, Any], message: str) -> None:
 
 @pytest.mark.parametrize(("documents", "word"), [(["a", "b", "c"], "more"), (["a"], "fewer"), ([], "fewer")])
 def test_a_corpus_that_changed_is_noticed(documents: list[str], word: str) -> None:
-    found = Duplicates(np.array([True, True]), 0, 0)
+    found = Duplicates(np.array([True, True]), 0, 0, np.arange(2))
     with pytest.raises(DataError, match=f"has {word} documents than the 2"):
         list(found.select(documents))

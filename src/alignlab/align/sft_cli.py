@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
+from alignlab.align.sft_filter_settings import FilterSettings
 from alignlab.core.config import parse_cli, require
 from alignlab.core.errors import ModelError
 
 if TYPE_CHECKING:
+    from alignlab.align.conversations import Conversation
+    from alignlab.align.sft import SFTExample
     from alignlab.core.progress import Progress
     from alignlab.core.runs import Run
 
@@ -31,6 +34,11 @@ class FineTuneConfig:
     """A system message for conversations that have none."""
     neftune_alpha: float = 0.0
     """NEFTune: noise on the embeddings while training; the paper tries 5, 10 and 15. 0 adds none."""
+    filters: tuple[str, ...] = ()
+    """Filters that records go through first: exact near length repetition characters ending copy, and with what they
+    need language contamination perplexity reward (see `alignlab data filter`)."""
+    filter: FilterSettings = field(default_factory=FilterSettings)
+    """Where the filters draw their lines."""
     name: str = "fine-tuned"
     """Name under which the result is registered."""
     epochs: float = 1.0
@@ -89,6 +97,10 @@ def sft(argv: list[str]) -> int:
         run = Run.open(command.run, config=config, sinks=command.sinks)
     else:
         check_base(config)
+        if config.filters:
+            from alignlab.align.sft_filters import check_filters
+
+            check_filters(config.filters, config.filter)
         run = Run.create(config, name="sft", seed=config.seed, path=command.run, sinks=command.sinks)
     progress = Progress()
     with run:
@@ -116,7 +128,6 @@ def check_base(config: FineTuneConfig) -> None:
 def fine_tune(config: FineTuneConfig, run: Run, progress: Progress) -> dict[str, Any]:
     """Train, put an adapter into the weights, export and register; what to record about it."""
     from alignlab.align.sft import SFTConfig, sft
-    from alignlab.align.sft_data import Reading, read_examples
     from alignlab.lm import registry
     from alignlab.lm.language_model import load
     from alignlab.lm.lora import ALL_LINEAR, LoraConfig
@@ -124,7 +135,7 @@ def fine_tune(config: FineTuneConfig, run: Run, progress: Progress) -> dict[str,
     from alignlab.lm.quant.adapted import settle_adapters
     from alignlab.train.config import TrainConfig
 
-    examples = read_examples(config.data, Reading(config.learn, config.system))
+    examples = examples_for(config, run, progress)
     dtype = "float32" if config.dtype == "auto" and config.rank == 0 else config.dtype
     lm = load(config.model, dtype=dtype, device=config.device, packed=config.packed)
     rate = config.learning_rate or (1e-3 if config.rank else 5e-5)
@@ -152,3 +163,17 @@ def fine_tune(config: FineTuneConfig, run: Run, progress: Progress) -> dict[str,
     progress.say(str(export_model(lm, path)))
     registry.register(config.name, path, {"base": config.model, "run": str(run.path), "stage": "sft"})
     return {"examples": len(examples), "steps": result.steps, "loss": result.final_loss, "path": str(path)}
+
+
+def examples_for(config: FineTuneConfig, run: Run, progress: Progress) -> list[SFTExample | Conversation]:
+    """What the file teaches, after the filters; what they dropped is in the run's artifacts."""
+    from alignlab.align.sft_data import Reading, read_examples
+    from alignlab.align.sft_filter_cli import account, filtered_file, record_filters
+
+    reading = Reading(config.learn, config.system)
+    if not config.filters:
+        return read_examples(config.data, reading)
+    found = filtered_file(config.data, config.filters, config.filter, reading=reading, progress=progress)
+    record_filters(run, found)
+    progress.say(account(found))
+    return [example for record in found.kept for example in record.examples]

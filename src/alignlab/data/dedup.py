@@ -37,6 +37,8 @@ class Duplicates:
     """Removed because an earlier document has the same text."""
     near: int
     """Removed because they are linked to an earlier, similar document."""
+    first: Int[np.ndarray, " documents"]
+    """The document that each is counted as: the first of its group, and itself where it is kept."""
 
     @property
     def documents(self) -> int:
@@ -78,25 +80,24 @@ def find_duplicates(
         raise DataError(f"threshold is {threshold}, allowed: a number above 0 and up to 1, or None")
     if permutations < 16 or permutations % 16:
         raise DataError(f"permutations is {permutations}, allowed: multiples of 16")
-    seen: set[bytes] = set()
-    first: list[bool] = []
+    seen: dict[bytes, int] = {}
+    first: list[int] = []
     with tempfile.TemporaryFile() as signatures:
         functions = _hash_functions(permutations, seed)
         for document in documents:
             raw = document.encode("utf-8", "replace")
             digest = hashlib.blake2b(raw, digest_size=16).digest()
-            first.append(digest not in seen)
-            if first[-1]:
-                seen.add(digest)
-                if threshold is not None:
-                    signatures.write(_signature(document, functions).tobytes())
-        keep = np.array(first, dtype=np.bool_)
-        exact = len(keep) - len(seen)
-        if threshold is None or len(seen) < 2:
-            return Duplicates(keep, exact, 0)
-        kept = _first_of_groups(signatures, len(seen), permutations, threshold)
-    keep[np.flatnonzero(keep)[~kept]] = False
-    return Duplicates(keep, exact, int((~kept).sum()))
+            is_new = digest not in seen
+            first.append(seen.setdefault(digest, len(first)))
+            if is_new and threshold is not None:
+                signatures.write(_signature(document, functions).tobytes())
+        same = np.array(first, dtype=np.int64)
+        different = np.flatnonzero(same == np.arange(len(same)))
+        if threshold is not None and len(seen) > 1:
+            group = _groups(signatures, len(seen), permutations, threshold)
+            same = different[group][np.searchsorted(different, same)]
+    keep = same == np.arange(len(same))
+    return Duplicates(keep, len(same) - len(seen), len(seen) - int(keep.sum()), same)
 
 
 def shingles(text: str, words: int = SHINGLE_WORDS) -> UInt[np.ndarray, " shingles"]:
@@ -183,8 +184,8 @@ def band_rows(threshold: float, permutations: int) -> int:
     return allowed[0] if allowed else 1
 
 
-def _first_of_groups(stream: IO[bytes], n: int, permutations: int, threshold: float) -> Bool[np.ndarray, " n"]:
-    """Which of n documents are the first of their group of linked ones; links are found band by band."""
+def _groups(stream: IO[bytes], n: int, permutations: int, threshold: float) -> Int[np.ndarray, " n"]:
+    """For each of n documents the first of its group of linked ones; links are found band by band."""
     from scipy.sparse import coo_array
     from scipy.sparse.csgraph import connected_components
 
@@ -205,7 +206,7 @@ def _first_of_groups(stream: IO[bytes], n: int, permutations: int, threshold: fl
             np.minimum.at(first, label, np.arange(n))
             group = first[label]
     del signatures
-    return group == np.arange(n)
+    return group
 
 
 def _candidates(signatures: np.ndarray, start: int, rows: int) -> tuple[np.ndarray, np.ndarray]:

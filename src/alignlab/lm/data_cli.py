@@ -1,4 +1,7 @@
-"""`alignlab data pull | tokenize | show` and `alignlab tokenize`: from a text somewhere to token shards."""
+"""`alignlab data pull | tokenize | show` and `alignlab tokenize`: from a text somewhere to token shards.
+
+`alignlab data filter` is in `alignlab.align.sft_filter_cli`, which stands before this.
+"""
 
 from __future__ import annotations
 
@@ -16,7 +19,7 @@ def data(argv: list[str]) -> int:
     if argv[:1] == ["tokenize"]:  # its flags are those of the config
         return tokenize(argv[1:], prog="alignlab data tokenize")
     parser = Parser(prog="alignlab data", description="Fetch texts, turn them into token shards, and look at both.")
-    actions = parser.add_subparsers(dest="action", required=True, metavar="{pull,tokenize,show}")
+    actions = parser.add_subparsers(dest="action", required=True, metavar="{pull,tokenize,show,filter}")
     pull = actions.add_parser(
         "pull", help="fetch a text into the cache: by catalogue name, from the hub, or from a path"
     )
@@ -27,6 +30,7 @@ def data(argv: list[str]) -> int:
     pull.add_argument("--separator", help="text that parts the documents of a .txt file; \\n is a line break")
     pull.add_argument("--limit", type=int, default=0, help="most documents to take (default: all)")
     actions.add_parser("tokenize", help="make token shards; the same as `alignlab tokenize`")
+    actions.add_parser("filter", help="look for bad records in a file for fine-tuning (`alignlab data filter --help`)")
     show = actions.add_parser(
         "show", help="without a name: the catalogue; else what a text or a tokenised corpus holds"
     )
