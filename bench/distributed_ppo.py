@@ -72,7 +72,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--processes", type=int, default=2)
     parser.add_argument("--kind", choices=("fsdp", "ddp"), default="fsdp")
-    parser.add_argument("--lora", type=int, default=0, help="rank of the adapter; 0 trains every parameter")
+    parser.add_argument("--lora", type=int, help="rank of the adapter; 0 (on a GPU) trains every parameter")
     parser.add_argument("--rate", type=float, help="learning rate; 1e-5, or 3e-4 of an adapter")
     parser.add_argument("--kl", type=float, default=0.02)
     parser.add_argument("--minutes", type=float, default=3.7, help="no run starts after so many")
@@ -83,6 +83,8 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     for name, value in (SMALL if options.device == "cpu" else LARGE).items():
         if getattr(options, name) is None:
             setattr(options, name, value)
+    if options.lora is None:
+        options.lora = 0 if options.device == "cuda" else 8  # every parameter of SmolLM2 takes 4 GB a process
     options.rate = options.rate or (3e-4 if options.lora else 1e-5)
     return options
 
@@ -110,7 +112,7 @@ class Bench:
         self.lm = load(options.model, dtype=dtype, device=device)
         ensure_lora(self.lm.model, self.lora)
         self.reference = None if rank else load(options.model, dtype=dtype, device=device)
-        self.start = {name: tensor.detach().clone() for name, tensor in self.lm.model.state_dict().items()}
+        self.start = {name: p.detach().clone() for name, p in self.lm.model.named_parameters() if p.requires_grad}
         self.precision = "bf16" if cuda and not rank else "fp32"
 
     def run(self, seed: int, steps: int, parallel: Any, *, times: int = 1) -> dict[str, Any]:
@@ -121,7 +123,7 @@ class Bench:
         from alignlab.align.ppo_config import PPOConfig
 
         options, batch = self.options, self.options.batch * times
-        self.lm.model.load_state_dict(self.start)
+        self.lm.model.load_state_dict(self.start, strict=False)  # what is frozen is as it was
         if options.device == "cuda":
             torch.cuda.reset_peak_memory_stats()
         lm = self.lm

@@ -13,12 +13,17 @@ from alignlab.lm.types import Sampler
 class TakesWeights(Protocol):
     """A sampler whose model is not the one that is trained."""
 
-    def take_weights(self, model: GPTModel) -> None:
-        """Answer from now on as `model` would, whose weights are whole; SamplerError where that cannot be done."""
+    def send_weights(self, model: GPTModel) -> str:
+        """Have the weights of `model`, which are whole, answered from; the name to ask for them by."""
+        ...
+
+    def use_weights(self, name: str, model: GPTModel) -> None:
+        """Ask for the weights of that name from now on; `model` holds the same here."""
         ...
 
 
 def bring_up_to_date(sampler: Sampler, model: GPTModel, work: SharedWork) -> None:
-    """Give a sampler that holds weights of its own the policy's; rank 0 does it, the others wait."""
+    """Give a sampler that holds weights of its own the policy's: rank 0 sends them, all ask for them."""
     if isinstance(sampler, TakesWeights):
-        work.main(lambda: sampler.take_weights(model))
+        holder: TakesWeights = sampler
+        holder.use_weights(work.main(lambda: holder.send_weights(model)), model)
