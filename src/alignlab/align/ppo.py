@@ -216,6 +216,9 @@ class PPOTrainer:
         }
         if config.whiten_advantages:
             advantages = whiten(advantages, where)
+        if config.advantage_clip is not None:
+            metrics["advantages_clipped"] = float((advantages.abs() > config.advantage_clip)[where].float().mean())
+            advantages = advantages.clamp(-config.advantage_clip, config.advantage_clip)
         return Rollout(tokens, mask, scores, logprobs, reference, values, advantages, returns, metrics)
 
     def ppo_step(self, batch: Rollout) -> Metrics:

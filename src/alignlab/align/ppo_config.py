@@ -66,6 +66,8 @@ class PPOConfig:
     """Nats per token from the rollout's policy at which the batch's remaining updates are dropped; None never does."""
     whiten_advantages: bool = True
     """Scale advantages to mean 0 and deviation 1 over the batch's tokens."""
+    advantage_clip: float | None = None
+    """Advantages, whitened before where asked for, are clipped to [-c, c]; None leaves them free."""
     reward_clip: float | None = None
     """Scores are clipped to [-c, c] before anything else."""
     missing_end_penalty: float = 0.0
@@ -118,7 +120,7 @@ class PPOConfig:
             "missing_end_penalty",
         ):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or a positive number")
-        for name in ("value_clip", "kl_target", "max_policy_kl", "reward_clip", "reward_time_limit"):
+        for name in ("value_clip", "kl_target", "max_policy_kl", "advantage_clip", "reward_clip", "reward_time_limit"):
             value = getattr(self, name)
             require(value is None or value > 0, name, value, "none or a positive number")
         for name in ("gamma", "lam"):
