@@ -96,6 +96,15 @@ def score_answers(reward: Reward, prompts: Sequence[Prompt], answers: Sequence[S
 
 def _normalised(model: PreferenceModel, prompts: Sequence[Prompt], pairs: Sequence[tuple[int, str]]) -> Tensor:
     """`model.score` of (index of the prompt, response), with each prompt encoded once."""
+    raw = model.reward(answer_features(model, prompts, pairs)).float().cpu()
+    if model.correction is not None:
+        raw = raw - model.correction.amount([text for _, text in pairs])
+    return (raw - model.reward_mean.cpu()) / model.reward_deviation.cpu()
+
+
+@torch.no_grad()
+def answer_features(model: PreferenceModel, prompts: Sequence[Prompt], pairs: Sequence[tuple[int, str]]) -> Tensor:
+    """`model.response_features` of (index of the prompt, response): each prompt encoded once, in bf16 on a GPU."""
     assert model.tokenizer is not None
     before = [model.encode(prompt, "") for prompt in prompts]  # a prompt and the end of the turn
     rows = []
@@ -104,12 +113,8 @@ def _normalised(model: PreferenceModel, prompts: Sequence[Prompt], pairs: Sequen
         long = len(answer) >= model.max_length
         rows.append(model.encode(prompts[i], text) if long else [*before[i][:-1], *answer][-model.max_length :])
     device = model.head.weight.device
-    bf16 = device.type == "cuda"
-    with torch.no_grad(), evaluating(model), torch.autocast(device.type, torch.bfloat16, enabled=bf16):
-        raw = model.reward(model.row_features(rows)).float().cpu()
-    if model.correction is not None:
-        raw = raw - model.correction.amount([text for _, text in pairs])
-    return (raw - model.reward_mean.cpu()) / model.reward_deviation.cpu()
+    with evaluating(model), torch.autocast(device.type, torch.bfloat16, enabled=device.type == "cuda"):
+        return model.row_features(rows)
 
 
 def reward_function(model: PreferenceModel) -> RewardFn:

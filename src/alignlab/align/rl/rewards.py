@@ -6,16 +6,16 @@ ensemble), or a `TaskReward`. `Guarded` adds what a run needs: a time limit, and
 
 from __future__ import annotations
 
-import math
 import threading
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Literal, get_args
+from typing import Any
 
 import torch
 from jaxtyping import Float
 from torch import Tensor
 
+from alignlab.align.rl.normalising import Normalisation, Normaliser
 from alignlab.align.rollout import RewardFn, ScoresResponses
 from alignlab.core.config import require
 from alignlab.core.errors import ConfigError, TrainingError
@@ -23,7 +23,6 @@ from alignlab.lm.types import Completion, Prompt
 from alignlab.tasks.task import BatchScorer, Task
 
 Reward = RewardFn | ScoresResponses
-Normalisation = Literal["none", "batch", "running"]
 
 
 class RewardError(TrainingError):
@@ -193,19 +192,18 @@ class Combined:
 
     def __post_init__(self) -> None:
         require(bool(self.rewards), "rewards", dict(self.rewards), "at least one reward with a name")
-        require(self.normalise in get_args(Normalisation), "normalise", self.normalise, "none, batch or running")
         weights = dict.fromkeys(self.rewards, 1.0) if self.weights is None else dict(self.weights)
         same = weights.keys() == self.rewards.keys() and all(map(_is_number, weights.values()))
         require(same, "weights", weights, f"one finite number for each of {', '.join(self.rewards)}")
         self.weights = weights
         self._guarded = {name: Guarded(reward, self.time_limit) for name, reward in self.rewards.items()}
-        self._sums = {name: [0.0, 0.0, 0.0] for name in self.rewards}
+        self._normaliser = Normaliser(self.rewards, self.normalise)
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Float[Tensor, " batch"]:
         """The weighted sum for each response."""
         assert self.weights is not None
         self.parts = {name: reward.score(prompts, responses) for name, reward in self._guarded.items()}
-        scaled = {name: self._scaled(name, scores) for name, scores in self.parts.items()}
+        scaled = {name: self._normaliser(name, scores) for name, scores in self.parts.items()}
         return torch.stack([self.weights[name] * scores for name, scores in scaled.items()]).sum(dim=0)
 
     def after_step(self) -> dict[str, float]:
@@ -214,29 +212,11 @@ class Combined:
 
     def state_dict(self) -> dict[str, list[float]]:
         """Count, mean and sum of squares of each reward, for a checkpoint."""
-        return {name: list(sums) for name, sums in self._sums.items()}
+        return self._normaliser.state_dict()
 
     def load_state_dict(self, state: Mapping[str, Sequence[float]]) -> None:
         """Go on from a checkpoint."""
-        self._sums = {name: list(state[name]) for name in self.rewards}
-
-    def _scaled(self, name: str, scores: Tensor) -> Tensor:
-        if self.normalise == "none":
-            return scores
-        values = scores.double()
-        if self.normalise == "batch":
-            mean, variance = float(values.mean()), float(values.var(correction=0))
-        else:
-            mean, variance = self._welford(name, values)
-        return ((values - mean) / (math.sqrt(variance) if variance > 1e-12 else 1.0)).float()
-
-    def _welford(self, name: str, values: Tensor) -> tuple[float, float]:
-        count, mean, squares = self._sums[name]
-        own, both = float(values.mean()), count + len(values)
-        squares += float(((values - own) ** 2).sum()) + (own - mean) ** 2 * count * len(values) / both
-        mean += (own - mean) * len(values) / both
-        self._sums[name] = [both, mean, squares]
-        return mean, squares / both
+        self._normaliser.load_state_dict(state)
 
 
 @dataclass

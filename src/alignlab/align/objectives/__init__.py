@@ -1,0 +1,1 @@
+"""Several objectives at once: rewards put together, policies measured in each, fronts drawn."""
