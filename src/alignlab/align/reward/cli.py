@@ -15,6 +15,7 @@ ACTIONS: dict[str, tuple[str, str]] = {
     "validate": ("alignlab.align.reward_validation.cli:validate", "agreement by slice, robustness, over-optimisation"),
     "score": ("alignlab.align.reward.cli:score", "the reward of answers, in a file or given here"),
     "trajectories": ("alignlab.align.trajectories.cli:trajectories", "learn a control task from comparisons of clips"),
+    "atari": ("alignlab.align.atari.cli:atari", "learn an Atari game from demonstrations and comparisons of clips"),
 }
 """Where each action is: `module:function`, a function of its arguments that returns an exit code."""
 

@@ -1,0 +1,208 @@
+"""Every arm at a size of seconds, the same twice, on time, and what the user is told."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from alignlab.align.atari.agent import Agent
+from alignlab.align.atari.arms import ARMS
+from alignlab.align.atari.cli import AtariTraining, atari, settings_of
+from alignlab.align.atari.learning import evaluate, learn_atari
+from alignlab.align.atari.measures import ArmResult, as_lines, as_record, comparisons
+from alignlab.align.atari.replay import Batch, Episodes, Replay, ReplaySettings
+from alignlab.align.atari.settings import smoke
+from alignlab.align.reward.cli import reward
+from alignlab.core.errors import ConfigError, FeedbackError, MissingExtraError, TrainingError
+
+pytest.importorskip("ale_py")
+TINY = smoke()
+
+
+def result(arm: str, seed: int, scores: list[float], **changes: object) -> ArmResult:
+    round_ = {"step": 100, "labels": 9, "agreement": 0.9, "correlation": 0.5, "account": {"alarm": None}}
+    rounds = [round_] if "preferences" in arm else []
+    made = ArmResult(arm, seed, scores, [0.0, 1.0], [40.0], [(100, 1.0)], rounds, 100, 10, 60.0, True)
+    return replace(made, **changes)  # type: ignore[arg-type]
+
+
+def test_imitation_learns_what_is_shown() -> None:
+    """Two pictures, two actions: after 60 updates each picture has its action, with the margin or nearly."""
+    frames = np.zeros((64, 36, 36), dtype=np.uint8)
+    frames[::2, :18], frames[1::2, 18:] = 255, 255
+    ends = np.ones(64, dtype=bool)
+    shown = Episodes(frames, np.arange(64) % 2, np.zeros(64, dtype=np.float32), ends)
+    replay = Replay(1, 36, ReplaySettings(capacity=20, n_step=1), shown)
+    agent = Agent(4, replace(TINY.agent, learning_rate=3e-3), size=36, seed=0)
+    first = float(agent.imitate(replay))
+    for _ in range(60):
+        loss = agent.imitate(replay)
+    assert float(loss) < 0.25 * first
+    slots = replay.own + torch.arange(4)
+    assert agent.act(replay.stacks(slots), 0.0).tolist() == [0, 1, 0, 1]
+
+
+def test_values_follow_the_rewards() -> None:
+    """One state, each action pays its own amount and ends: Q-learning finds the amounts."""
+    replay = Replay(1, 36, ReplaySettings(capacity=300, n_step=1))
+    none, end = torch.zeros(1), torch.ones(1, dtype=torch.bool)
+    for step in range(200):
+        action = torch.tensor([step % 3])
+        replay.add(torch.full((1, 36, 36), 200, dtype=torch.uint8), end, action, none, 0.3 * action - 0.3, end)
+    agent = Agent(3, replace(TINY.agent, learning_rate=1e-2, weight_decay=0.0), size=36, seed=0)
+    for _ in range(200):
+        agent.learn(replay, "learned")
+    values = agent.online(replay.stacks(torch.tensor([5])))[0]
+    assert values.tolist() == pytest.approx([-0.3, 0.0, 0.3], abs=0.05)
+
+
+def test_a_loss_that_is_no_number() -> None:
+    agent = Agent(3, TINY.agent, size=36, seed=0)
+    with pytest.raises(TrainingError, match="the agent's loss is nan after 0 updates"):
+        agent.check(torch.tensor(float("nan")))
+
+
+def test_targets_take_both_networks() -> None:
+    agent = Agent(3, TINY.agent, size=36, seed=0)
+    with torch.no_grad():
+        agent.target.advantage.bias += torch.tensor([0.0, 1.0, 2.0])
+    stacks = torch.randint(256, (5, 4, 36, 36), dtype=torch.uint8)
+    batch = Batch(torch.arange(5), stacks, torch.zeros(5, dtype=torch.int64), torch.ones(5), torch.full((5,), 0.5),
+                  stacks, torch.ones(5), torch.zeros(5, dtype=torch.bool))  # fmt: skip
+    online, target = agent.online(stacks), agent.target(stacks)
+    naive = [1 + 0.5 * target[i, online[i].argmax()].item() for i in range(5)]
+    assert agent.targets(batch).tolist() == pytest.approx(naive, abs=1e-6)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("arm", list(ARMS))
+def test_every_arm(arm: str) -> None:
+    told: list[tuple[int, dict[str, float]]] = []
+    learned = learn_atari(TINY, arm, seed=1, log=lambda step, numbers: told.append((step, numbers)))
+    assert learned.in_time
+    assert (learned.demonstrations is None) == (arm == "preferences")
+    if arm == "demonstrations":
+        assert learned.steps == 0
+        assert learned.agent.updates == 10
+        return
+    assert learned.steps == 160
+    assert learned.agent.updates == 10  # of ten steps of four copies each after the first 120
+    labels = [r.labels for r in learned.rounds]
+    if arm == "true reward":
+        assert labels == []
+    else:
+        assert labels[0] == (12 if arm == "frozen reward" else 3)
+        assert labels[-1] == 12
+        assert all(np.isfinite(numbers["reward/loss"]) for _, numbers in told if numbers.get("labels") == labels[0])
+
+
+@pytest.mark.slow
+def test_same_seed_same_agent_and_automatic_answers() -> None:
+    settings = replace(TINY, automatic=4)
+    one, two = (learn_atari(settings, "preferences+demonstrations", seed=2) for _ in range(2))
+    assert one.rounds[0].labels == 3 + 4
+    for a, b in zip(one.agent.online.parameters(), two.agent.online.parameters(), strict=True):
+        assert torch.equal(a, b)
+    scores = [evaluate(one.agent, TINY, episodes=2, seed=5) for _ in range(2)]
+    assert np.array_equal(*scores)
+
+
+@pytest.mark.slow
+def test_the_time_is_up() -> None:
+    learned = learn_atari(replace(TINY, steps=10**6), "true reward", seed=0, seconds=4.0)
+    assert not learned.in_time
+    assert learned.steps < 10**6
+
+
+class Silent:
+    """A teacher who says nothing."""
+
+    def judge(self, first: object, second: object, rng: object) -> np.ndarray:
+        return np.full(3, np.nan)
+
+
+@pytest.mark.slow
+def test_a_silent_teacher_is_refused() -> None:
+    with pytest.raises(FeedbackError, match="there is no reward to learn"):
+        learn_atari(TINY, "preferences", seed=0, teacher=Silent())
+
+
+def test_comparisons_are_paired_and_corrected() -> None:
+    rng = np.random.default_rng(0)
+    base = rng.normal(0, 20, 12)
+    better = (base + rng.normal(9, 1, 12)).tolist()
+    results = [
+        result("preferences+demonstrations", 0, better),
+        result("demonstrations", 0, base.tolist()),
+        result("true reward", 0, (np.array(better) + rng.normal(0, 1, 12)).tolist()),
+    ]
+    found = comparisons(results)
+    assert found["preferences+demonstrations against demonstrations"].verdict == "better"
+    assert found["preferences+demonstrations against demonstrations"].difference.low > 7
+    assert found["preferences+demonstrations against true reward"].verdict == "tied"
+    text = "\n".join(as_lines(results))
+    assert ", better" in text
+    assert "right about 90% of fresh pairs" in text
+    assert "no parting of learned and true reward" in text
+    assert json.loads(json.dumps(as_record(results)))["comparisons"]
+
+
+def test_what_went_wrong_is_told() -> None:
+    alarm = {"step": 50, "labels": 9, "agreement": None, "correlation": None, "account": {"alarm": "rose and fell"}}
+    results = [result("preferences+demonstrations", 0, [1.0, 2.0], rounds=[alarm], in_time=False)]
+    text = "\n".join(as_lines(results))
+    assert "ALARM preferences+demonstrations, seed 0, step 50: rose and fell" in text
+    assert "the time was up after 100 steps" in text
+
+
+@pytest.mark.slow
+def test_the_command_is_gone_on_with(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    flags = [
+        "atari",
+        "--scale",
+        "smoke",
+        "--episodes",
+        "2",
+        "--device",
+        "cpu",
+        "--labels",
+        "8",
+        "--run",
+        str(tmp_path / "run"),
+    ]
+    assert reward(flags) == 0
+    first = capsys.readouterr().out
+    assert "preferences+demonstrations against demonstrations" in first
+    stored = json.loads((tmp_path / "run" / "artifacts" / "results.json").read_text())
+    assert set(stored["arms"]) == {"preferences+demonstrations", "demonstrations"}
+    assert (tmp_path / "run" / "artifacts" / "demonstrations-0.safetensors").stat().st_size > 1000
+    assert reward(flags) == 0  # nothing is done again
+    assert capsys.readouterr().out == first
+
+
+def test_bad_flags() -> None:
+    with pytest.raises(ConfigError, match="arms is 'guessing', allowed: preferences\\+demonstrations, demonstrations"):
+        AtariTraining(arms=("guessing",))
+    with pytest.raises(ConfigError, match="episodes is 1, allowed: a whole number from 2"):
+        AtariTraining(episodes=1)
+    with pytest.raises(ConfigError, match="arm is 'guessing'"):
+        learn_atari(TINY, "guessing", seed=0)
+
+
+def test_without_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
+    import sys
+
+    monkeypatch.setitem(sys.modules, "ale_py", None)
+    with pytest.raises((MissingExtraError, ModuleNotFoundError)):
+        atari(["--device", "cpu"])
+
+
+def test_scales() -> None:
+    assert settings_of(AtariTraining(scale="full")).size == 84
+    made = settings_of(AtariTraining(steps=1000, labels=50, game="pong"))
+    assert (made.steps, made.labels, made.game, made.first_steps) == (1000, 50, "pong", 250)
