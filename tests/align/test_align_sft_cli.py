@@ -13,6 +13,7 @@ from alignlab.align.conversations import Conversation
 from alignlab.align.sft_cli import sft
 from alignlab.align.sft_data import examples_of, read_examples
 from alignlab.core.errors import ConfigError, DataError
+from alignlab.lm.gguf_export import export_gguf
 from alignlab.lm.language_model import load
 from alignlab.lm.local import LocalSampler
 from alignlab.lm.types import SamplingParams
@@ -85,6 +86,26 @@ def test_the_command_teaches_an_answer(rank: int, tmp_path: Path, capsys: pytest
     said = sampler.generate([[USER]], SamplingParams(max_tokens=12, temperature=0.0))[0]
     assert said.text == "yes yes"
     assert said.finish_reason == "stop"
+
+
+def test_a_conversation_is_taught_beside_the_codes_of_a_gguf_file(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """QLoRA as a user does it: the file's own codes stay packed, both turns are learned, noise or not."""
+    built = load(str(tiny_run.build_model(tmp_path / "model")), dtype="float32", device="cpu")
+    export_gguf(built, tmp_path / "blocks.gguf", "q8_0")
+    talk = [{"role": r, "content": c} for r, c in zip(["user", "assistant"] * 2, ["a?", "yes yes", "b?", "no"])]
+    data = tmp_path / "data.jsonl"
+    data.write_text("".join(json.dumps({"messages": talk}) + "\n" for _ in range(8)))
+    flags = ["--model", str(tmp_path / "blocks.gguf"), "--packed", "--name", "packed-talk", "--rank", "4"]
+    flags += ["--epochs", "24", "--learning-rate", "0.02", "--row-length", "64", "--batch-size", "4"]
+    flags += ["--dtype", "float32", "--system", "Be brief.", "--neftune-alpha", "1"]
+    assert sft([str(data), *flags, "--run", str(tmp_path / "run")]) == 0
+    assert "8 examples" in capsys.readouterr().out
+    system = {"role": "system", "content": "Be brief."}
+    sampler = LocalSampler(load("packed-talk", dtype="float32"))
+    said = sampler.generate([[system, *talk[:1]], [system, *talk[:3]]], SamplingParams(max_tokens=12, temperature=0.0))
+    assert [(one.text, one.finish_reason) for one in said] == [("yes yes", "stop"), ("no", "stop")]
 
 
 def test_values_out_of_range_are_refused(tmp_path: Path) -> None:

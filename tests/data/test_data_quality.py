@@ -79,6 +79,7 @@ def test_an_answer_that_stops_in_the_middle(text: str) -> None:
         "Paris",
         "The answer is\n```python\nprint(1)\n```",
         f"{PROSE} So it is 42",
+        f"{PROSE} See www.example.org/bridges/kinds",
         f"{PROSE}\n- steel\n- rock\n- wire of a good and well known maker from the old town near here",
         f'{PROSE} "Quite so."',
         "桥" * 80,

@@ -19,6 +19,7 @@ COPY_LEAST = 10
 ENDING_LEAST = 20
 _LETTER_RUN = re.compile(r"([^\W\d_])\1{11,}")
 _MOJIBAKE = re.compile("Ã[\u0080-\u00bf]|Â[\u00a0-\u00bf]|â€[\u0080-\u00bf™œ˜”“¦]|ï»¿")
+_ADDRESS = re.compile(r"\S*(://|www\.|\w\.\w+/)\S*$")
 _FENCE = re.compile(r"^\s*(```|~~~)", re.MULTILINE)
 
 
@@ -70,12 +71,12 @@ def foreign(text: str, scripts: Collection[str], limit: float) -> str:
 def unfinished(text: str) -> str:
     """A code block that is not closed, or, from 20 words on, an end inside of a sentence: in a letter or a comma.
 
-    Shorter texts may well be a name or a phrase; numbers, brackets, quotes and signs may end any text.
+    Shorter texts may well be a name or a phrase; numbers, brackets, quotes, signs and web addresses may end any text.
     """
     text = text.rstrip()
     if len(_FENCE.findall(text)) % 2:
         return "a code block that is not closed"
-    if not text or len(text.split()) < ENDING_LEAST or _is_list_item(text):
+    if not text or len(text.split()) < ENDING_LEAST or _is_list_item(text) or _ADDRESS.search(text):
         return ""
     last = text[-1]
     stops = last in ",;:-–—(&/" or (last.isalpha() and unicodedata.category(last) != "Lo")
