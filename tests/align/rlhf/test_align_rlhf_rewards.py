@@ -6,13 +6,12 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
 
 from alignlab.align.rl.endpoint_reward import EndpointReward
 from alignlab.align.rl.rewards import Combined, Guarded, RewardError, TaskReward
 from alignlab.align.rlhf.config import PolicySettings, RLHFConfig, TaskSettingsOfReward
 from alignlab.align.rlhf.methods import CONFIGS, method_config
-from alignlab.align.rlhf.rewards import RewardSpec, Watched, joined, open_reward, prompts_of
+from alignlab.align.rlhf.rewards import RewardSpec, joined, open_reward, prompts_of
 from alignlab.core.config import load_yaml
 from alignlab.core.errors import ConfigError, ModelError
 
@@ -88,30 +87,13 @@ def test_weights_are_read_and_several_rewards_add_up(rewards: Path) -> None:
     assert joined({"a": (one, 1.0)}, "none", 10.0) is one  # type: ignore[arg-type]
 
 
-def test_gold_is_watched_and_never_maximised(rewards: Path) -> None:
-    vowels, short = opened(f"{rewards}:vowels"), opened(f"{rewards}:short")
-    watched = Watched(vowels, short)  # type: ignore[arg-type]
-    guarded = Guarded(watched)
-    assert guarded.name == "vowels"
-    for texts in (["aeio", "bcdf"], ["a", "b"]):
-        assert torch.equal(guarded.score(["p", "q"], texts), Guarded(vowels).score(["p", "q"], texts))  # type: ignore[arg-type]
-    assert guarded.after_step() == {"gold": pytest.approx(-(4 + 4 + 1 + 1) / 400)}
-    assert guarded.after_step() == {}  # of the answers since the last step only
-    broken = Guarded(Watched(vowels, opened(f"{rewards}:broken")))  # type: ignore[arg-type]
-    broken.score(["p"], ["a"])
-    with pytest.raises(RewardError, match="reward broken raised KeyError"):
-        broken.after_step()
-
-
-def test_a_combined_reward_goes_on_from_a_checkpoint(rewards: Path) -> None:
-    def made() -> Guarded:
-        parts = {"v": (opened(f"{rewards}:vowels"), 1.0), "s": (opened(f"{rewards}:short"), 1.0)}
-        return Guarded(Watched(joined(parts, "running", 10.0)))  # type: ignore[arg-type]
-
-    first, second = made(), made()
-    first.score(["p", "q"], ["aeio", "bc"])
-    second.load_state_dict(first.state_dict())
-    assert torch.equal(first.score(["p", "q"], ["ab", "cdef"]), second.score(["p", "q"], ["ab", "cdef"]))
+def test_an_error_within_a_reward_is_said_once(rewards: Path) -> None:
+    both = joined({"a": (opened(f"{rewards}:vowels"), 1.0), "b": (opened(f"{rewards}:broken"), 1.0)}, "none", 10.0)  # type: ignore[arg-type]
+    with pytest.raises(
+        RewardError, match=r"^reward broken raised KeyError: 'no such thing'; one by one, response 0"
+    ) as told:
+        Guarded(both).score(["p", "q"], ["a", "b"])
+    assert (told.value.row, str(told.value).count("one by one")) == (0, 1)
 
 
 @pytest.mark.parametrize("method", list(CONFIGS))

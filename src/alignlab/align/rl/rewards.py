@@ -114,6 +114,8 @@ class Guarded:
             )
         if attempt.error is not None:
             error = attempt.error
+            if isinstance(error, RewardError):  # of a reward within this one, which has said what there is to say
+                raise error
             raise self._blame(prompts, responses, f"raised {type(error).__name__}: {error}") from error
         return finite_scores(attempt.value, len(responses), self.name)
 

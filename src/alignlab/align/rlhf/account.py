@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from functools import cached_property
 from typing import Any
 
+from alignlab.align.diagnostics.alarms import Alarm, alarms
+from alignlab.align.diagnostics.reading import read_training
 from alignlab.align.report_findings import read_rows
 from alignlab.core.errors import DataError, RunError
 from alignlab.core.run_record import RunRecord, StageRecord
@@ -92,11 +94,15 @@ class Account:
         """Prompts with every model's answer and its scores."""
         return read_rows(self.run.artifacts / "measured.jsonl", ("prompt", "answers", "scores"))
 
-    def alarms(self) -> list[Any]:
+    def alarms(self) -> list[Alarm]:
         """What looks wrong in the training."""
-        from alignlab.align.diagnostics.alarms import alarms
-
-        return list(alarms(self.history)) if self.history else []
+        if not self.history:
+            return []
+        if not any("entropy" in row for row in self.history):  # every batch was skipped
+            return []
+        training = read_training(self.run.path, self.method)
+        # By what the run recorded and not by its state: it is still open while its report is written.
+        return alarms(training.history, limits=training.limits(), over=self.finished)
 
     # Sentences
 

@@ -49,6 +49,7 @@ def method_config(method: Method, settings: PolicySettings, seed: int) -> Method
     values: dict[str, Any] = {
         **named,
         "on_equal_rewards": "skip",
+        "reward_time_limit": None,  # `Watched`, which every run puts around its rewards, has the limit
         "lora": adapter(settings.rank, derive_seed(seed, "rl-adapter")),
         "seed": derive_seed(seed, method),
     }

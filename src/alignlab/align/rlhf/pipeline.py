@@ -16,6 +16,7 @@ from typing import Any
 
 from alignlab.align.adapters import share_weights
 from alignlab.align.config import AlignConfig
+from alignlab.align.diagnostics.watched import Watched
 from alignlab.align.learning import adapter, training
 from alignlab.align.pipeline import resolve_dtype
 from alignlab.align.preference_model import PreferenceModel
@@ -29,7 +30,7 @@ from alignlab.align.rlhf.config import TRAINED, RLHFConfig
 from alignlab.align.rlhf.material import Material, gather
 from alignlab.align.rlhf.measuring import measure_run
 from alignlab.align.rlhf.methods import improve, method_config
-from alignlab.align.rlhf.rewards import RewardSpec, Watched, joined, open_reward, prompts_of
+from alignlab.align.rlhf.rewards import RewardSpec, joined, open_reward, prompts_of
 from alignlab.align.rlhf.sources import Asked
 from alignlab.align.sft import SFTConfig, sft
 from alignlab.core.errors import ConfigError
@@ -224,7 +225,13 @@ class RLHFPipeline:
         """The policy climbs the reward, held near the model it starts from."""
         config, lm = self.config, self.model_after(self.before)
         gold = None if config.gold is None else self.reward_of(RewardSpec.parse(config.gold).spec)
-        watched = Watched(self.objective(), gold, config.rl.reward_time_limit)
+        watched = Watched(
+            self.objective(),
+            gold,
+            run=self.run,
+            count_tokens=lambda text: len(lm.tokenizer.encode(text)),
+            time_limit=config.rl.reward_time_limit,
+        )
         how = method_config(config.method, config.rl, config.seed)
         history = improve(config.method, lm, watched, self.material.train, how, run=self.run, progress=self.progress)
         store_adapter(lm.model, self.adapter_path("rl"), base_model=config.model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from alignlab.align.diagnostics.alarms import FIRST_LOOK
 from alignlab.align.report import aligned
 from alignlab.align.report_findings import clip, duration
 from alignlab.align.report_sections import p_value, thinned
@@ -122,11 +123,14 @@ def add_alarms(page: Page, account: Account) -> None:
     page.heading("Alarms")
     found = account.alarms()
     if not found:
-        page.text("None: neither reward hacking, growth, collapse nor drift was seen in what was logged.")
+        few = f"{len(account.history)} rollout batches are too few to look for them"
+        page.text(f"{few}." if len(account.history) < FIRST_LOOK else "None; `alignlab diagnose` has the details.")
         return
-    page.table(["Alarm", "Step", "How bad", "What was seen"], [
-        [alarm.name, alarm.step, Badge(str(alarm.severity)), alarm.sentence] for alarm in found
-    ])  # fmt: skip
+    rows = []
+    for alarm in found:
+        ended = "" if alarm.standing else " It was no longer so at the end."
+        rows.append([alarm.name, alarm.step, Badge(str(alarm.severity)), f"{alarm.sentence}{ended}"])
+    page.table(["Alarm", "Step", "How bad", "What was seen"], rows)
 
 
 def add_comparisons(page: Page, account: Account) -> None:

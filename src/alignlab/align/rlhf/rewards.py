@@ -10,20 +10,17 @@ import math
 import os
 import re
 import sys
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
-from typing import TYPE_CHECKING, Any
-
-from torch import Tensor
+from typing import TYPE_CHECKING
 
 from alignlab.align.rl.endpoint_reward import EndpointReward
-from alignlab.align.rl.rewards import Combined, Guarded, Normalisation, Reward, TaskReward, after_step, call_of, name_of
+from alignlab.align.rl.rewards import Combined, Normalisation, Reward, TaskReward, call_of
 from alignlab.align.rlhf.sources import Asked
 from alignlab.core.config import unknown_name
 from alignlab.core.errors import AlignlabError, ConfigError
-from alignlab.lm.types import Prompt
 from alignlab.tasks.builtin import TaskSettings, make_task
 
 if TYPE_CHECKING:
@@ -180,47 +177,3 @@ def joined(rewards: Mapping[str, tuple[Reward, float]], normalise: Normalisation
 def prompts_of(reward: Reward) -> Asked:
     """The prompts that a reward brings itself (a task's): attributes `prompts` and `heldout_prompts`."""
     return Asked(list(getattr(reward, "prompts", None) or []), list(getattr(reward, "heldout_prompts", None) or []))
-
-
-@dataclass
-class Watched:
-    """A reward that is maximised, beside one that is only looked at: its mean is logged as `gold` at every step."""
-
-    reward: Reward
-    gold: Reward | None = None
-    time_limit: float | None = 300.0
-    _seen: list[float] = field(default_factory=list, init=False)
-
-    def __post_init__(self) -> None:
-        self.name = name_of(self.reward)
-        self.tokenizer = getattr(self.reward, "tokenizer", None)
-        self._call, self._state = call_of(self.reward), Guarded(self.reward, None)
-        self._gold = None if self.gold is None else Guarded(self.gold, self.time_limit)
-        self._failure: AlignlabError | None = None
-
-    def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Tensor:
-        """The scores to maximise; the training's own guard checks them."""
-        scores: Any = self._call(list(prompts), list(responses))
-        if self._gold is not None and self._failure is None:
-            try:
-                self._seen += self._gold.score(prompts, responses).tolist()
-            except AlignlabError as error:  # said at the end of the step, so that the other reward is not blamed
-                self._failure = error
-        given: Tensor = scores  # or a list: the guard makes it one
-        return given
-
-    def after_step(self) -> dict[str, float]:
-        """The account of the reward, and the mean of the gold reward over the step's answers."""
-        if self._failure is not None:
-            raise self._failure
-        found, seen = after_step(self.reward), self._seen
-        self._seen = []
-        return found | ({"gold": sum(seen) / len(seen)} if seen else {})
-
-    def state_dict(self) -> dict[str, Any]:
-        """What the reward wants kept."""
-        return {"reward": self._state.state_dict()}
-
-    def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint."""
-        self._state.load_state_dict(state["reward"])
