@@ -81,7 +81,7 @@ def test_a_healthy_training_without_responses_says_what_could_not_be_looked_for(
         (None, "has logged no metrics yet"),
         (b"", "has logged no metrics yet"),
         (b'{"step": 1, "ppo/rew', "has logged no metrics yet"),
-        (b"\xff\xfe\n[]\n", "has logged no metrics yet (2 lines cannot be read)"),
+        (b"\xff\xfe\n[]\n", "has logged no metrics yet (lines that cannot be read: 2)"),
         (b'{"step": 1, "loss": 2.0, "lr": 1e-3}\n', "trained nothing against a reward: it logged loss, lr; a training"),
         (b'{"step": 1, "reward": 2.0, "loss": 1}\n', "trained nothing against a reward"),
     ],

@@ -72,7 +72,7 @@ def read_training(path: Path, method: str | None = None) -> Training:
         raise RunError((summary and summary.error) or f"{path} is not a run: there is no such directory")
     rows, broken = _metric_rows(path / "metrics.jsonl")
     if not rows:
-        left = f" ({broken} lines cannot be read)" if broken else ""
+        left = f" (lines that cannot be read: {broken})" if broken else ""
         raise RunError(f"the run {path.name} has logged no metrics yet{left}")
     found = [name for name in _methods(rows) if method in (None, name)]
     if not found:

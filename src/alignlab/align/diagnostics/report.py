@@ -57,7 +57,7 @@ def build_report(training: Training, limits: Limits) -> Page:
     if sentence := length_sentence(training):
         page.heading("Length").text(sentence)
     _answers(page, training)
-    broken = f" {training.broken} lines could not be read and are left out." if training.broken else ""
+    broken = f" Lines left out because they cannot be read: {training.broken}." if training.broken else ""
     return page.footer(f"From metrics.jsonl and responses.jsonl of {summary.path.name}.{broken}")
 
 

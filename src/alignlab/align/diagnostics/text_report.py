@@ -96,7 +96,7 @@ def text_report(training: Training, limits: Limits) -> str:
     how = training.method.upper() or "training against a reward"
     lines = [f"{summary.path.name}: {how}, {len(history)} steps logged, {summary.state}"]
     if training.broken:
-        lines.append(f"{training.broken} lines of its files cannot be read and are left out")
+        lines.append(f"lines of its files left out because they cannot be read: {training.broken}")
     for words, first, last, change in changes_of(training):
         limit = "" if change is None else f", change {change.estimate:+.3g} [{change.low:+.3g}, {change.high:+.3g}]"
         lines.append(f"  {words:24} {first:10.4g} -> {last:<10.4g} (first and last quarter{limit})")

@@ -10,6 +10,7 @@ from alignlab.core.errors import ConfigError
 MODULES: tuple[str, ...] = (
     "alignlab.app.pages.home",
     "alignlab.app.pages.runs",
+    "alignlab.app.pages.training",
     "alignlab.app.pages.preferences",
     "alignlab.app.pages.clips",
     "alignlab.app.pages.chat",
