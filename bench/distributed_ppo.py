@@ -9,7 +9,7 @@ One torchrun does everything, so that model and kernels are made ready once:
   weak    all processes together with as many times the batch, for its speed
 The reward is the number of the answer's words from a list of friendly ones. `--lora 0` trains every parameter in
 float32 with bfloat16 products; `--lora 16` an adapter of that rank over bfloat16 weights. Each run is a JSON file in
-`--out`: what is there is not done again, and `--minutes` starts no further run once so many have passed. At the end
+`--out`: what is there is not done again, and no further seeds start where `--minutes` would not do for them. At the end
 (`--part table` alone) the table is printed and written with its numbers to distributed_ppo.json.
 """
 
@@ -43,8 +43,8 @@ PROMPTS = (
     "Tell me about a bicycle ride.", "Describe a letter from far away.", "What does a bakery smell like?",
     "Tell me about a rainy day.", "Describe a chair by a window.", "Write a line about winter.",
 )  # fmt: skip
-SMALL: dict[str, Any] = {"seeds": 3, "steps": 2, "batch": 4, "microbatch": 2, "max_tokens": 6, "weak_steps": 2}
-LARGE: dict[str, Any] = {"seeds": 4, "steps": 24, "batch": 128, "microbatch": 64, "max_tokens": 32, "weak_steps": 8}
+SMALL: dict[str, Any] = {"seeds": 2, "steps": 2, "batch": 4, "microbatch": 2, "max_tokens": 6, "weak_steps": 2}
+LARGE: dict[str, Any] = {"seeds": 4, "steps": 20, "batch": 128, "microbatch": 64, "max_tokens": 32, "weak_steps": 8}
 SKIPPED = 2
 """Steps at the beginning that do not count for the speed: kernels are made ready in them."""
 
@@ -55,6 +55,12 @@ def main(argv: list[str] | None = None) -> None:
     if options.worker:
         work(options)
         return
+    own_ways = ("out", "part", "worker", "minutes", "seeds")
+    settings = {name: value for name, value in vars(options).items() if name not in own_ways}
+    file = options.out / "settings.json"
+    if file.is_file() and json.loads(file.read_text()) != settings:
+        raise SystemExit(f"{options.out} holds an experiment with other settings; give another --out")
+    file.write_text(json.dumps(settings))
     if options.part == "all":
         own = [*(sys.argv[1:] if argv is None else argv), "--worker"]
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
@@ -75,7 +81,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     parser.add_argument("--lora", type=int, help="rank of the adapter; 0 (on a GPU) trains every parameter")
     parser.add_argument("--rate", type=float, help="learning rate; 1e-5, or 3e-4 of an adapter")
     parser.add_argument("--kl", type=float, default=0.02)
-    parser.add_argument("--minutes", type=float, default=3.7, help="no run starts after so many")
+    parser.add_argument("--minutes", type=float, help="no further seeds where they would take longer (GPU: 3.9)")
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     for name in SMALL:
         parser.add_argument(f"--{name.replace('_', '-')}", type=int)
@@ -85,6 +91,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
             setattr(options, name, value)
     if options.lora is None:
         options.lora = 0 if options.device == "cuda" else 8  # every parameter of SmolLM2 takes 4 GB a process
+    options.minutes = options.minutes or (3.9 if options.device == "cuda" else float("inf"))
     options.rate = options.rate or (3e-4 if options.lora else 1e-5)
     return options
 
@@ -190,14 +197,17 @@ def work(options: argparse.Namespace) -> None:
 
         def due(*names: str) -> bool:
             """Rank 0 decides for all."""
-            late = time.monotonic() - started > 60 * options.minutes
-            missing = not all((options.out / f"{name}.json").is_file() for name in names)
-            return parallel.broadcast(missing and not late)
+            return parallel.broadcast(not all((options.out / f"{name}.json").is_file() for name in names))
 
         say("ready")
         bench.run(0, SKIPPED, parallel)  # kernels and graphs are made ready
         own = Parallel()
+        taken = 0.0  # seconds that the seeds before took, both ways
         for first in range(0, options.seeds, parallel.world):
+            began = time.monotonic()
+            if parallel.broadcast(began - started + taken > 60 * options.minutes):
+                say(f"seeds from {first} on would take longer than {options.minutes:g} minutes; start again for them")
+                break
             seeds = range(first, min(first + parallel.world, options.seeds))
             for seed in seeds:
                 if due(f"shared-{seed}"):
@@ -207,6 +217,7 @@ def work(options: argparse.Namespace) -> None:
             if due(*(f"alone-{seed}" for seed in seeds)) and first + parallel.rank in seeds:
                 keep(f"alone-{first + parallel.rank}", bench.run(first + parallel.rank, options.steps, own))
             parallel.barrier()
+            taken = time.monotonic() - began
             if due("weak"):
                 found = bench.run(0, options.weak_steps, parallel, times=parallel.world)
                 if parallel.is_main:
