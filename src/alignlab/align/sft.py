@@ -87,7 +87,7 @@ class Encoded:
             parts.append(f"{self.divided} conversations are divided between turns")
         if self.cut:
             parts.append(f"{self.cut} single exchanges lost the start of their prompt or the end of their answer")
-        return f"longer than a row of {length} tokens: {'; '.join(parts)} (--row-length)" if parts else ""
+        return f"longer than a row of {length} tokens: {'; '.join(parts)}; longer rows keep them whole" if parts else ""
 
 
 def sft(

@@ -128,8 +128,9 @@ def run_filters(
     check_filters(names, settings)
     kept, dropped, counts = list(records), list[Caught](), list[FilterCount]()
     for name in names:
-        with progress.task(f"filter {name}", None, unit="records"):
+        with progress.task(f"filter {name}", len(kept), unit="records") as task:
             verdicts = FILTERS[name](kept, settings, progress)
+            task.advance(len(kept))
         caught = [Caught(record, name, why) for record, why in zip(kept, verdicts, strict=True) if why]
         counts.append(FilterCount(name, len(kept), len(caught), sum(why is None for why in verdicts)))
         dropped += caught
