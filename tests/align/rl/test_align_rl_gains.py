@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import importlib.util
+import os
+import random
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 
+from alignlab.align.rl.config import GRPOConfig
 from alignlab.align.rl.gains import gain, gain_lines, gains
+from alignlab.align.rl.grpo import train_grpo
 from alignlab.align.rl.verifiable_task import (
     VerifiableTask,
     gsm8k_task,
@@ -20,8 +25,19 @@ from alignlab.align.rl.verifiable_task import (
     word_task,
 )
 from alignlab.core.errors import ConfigError, DataError
+from alignlab.lm.language_model import LanguageModel
+from alignlab.lm.samplers import sampler_of
 from alignlab.lm.types import Completion, Prompt, SamplingParams
-from alignlab.tasks.generation.worked import WorkedItem
+from alignlab.tasks.generation.worked import WorkedItem, WorkedTemplate
+
+
+def build_lm() -> LanguageModel:
+    spec = importlib.util.spec_from_file_location("tiny_rl", Path(__file__).with_name("tiny_rl.py"))
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.build_lm()
 
 
 class Planted:
@@ -192,3 +208,40 @@ def test_intervals_cover_and_verdicts_are_rarely_false() -> None:
         assert false <= 0.085, spread
     found = [gain(*planted_world(rng, 0.3, 0.03)).verdict for _ in range(50)]
     assert found.count("better") >= 45
+
+
+def test_gsm8k_itself_shares_no_question() -> None:
+    folder = os.environ.get("ALIGNLAB_SHARED_DATA")
+    if folder is None:
+        pytest.skip("ALIGNLAB_SHARED_DATA names no folder with public data")
+    files = [Path(folder) / "capability" / name for name in ("gsm8k_train.jsonl.gz", "gsm8k_test.jsonl")]
+    task = gsm8k_task(*files)
+    assert (len(task.learned), len(task.held)) == (7473, 1319)  # as published: nothing had to be left out
+    solutions = task.solutions()[:50]
+    assert task.reward().score(task.prompts[:50], [one.response for one in solutions]).tolist() == [1.0] * 50
+
+
+@pytest.mark.slow
+def test_a_policy_learns_a_rule_from_the_reward_and_keeps_it_on_held_out_questions() -> None:
+    """Two letters, equal or not: say 1 or 2, and end. A random model of a few thousand weights hardly ever does."""
+    letters = "abcdefghij"
+    pairs = [x + y for x in letters for y in letters]
+    random.Random(0).shuffle(pairs)
+    items = [WorkedItem(pair, pair, str(len(set(pair)))) for pair in pairs]
+    template = WorkedTemplate(question="{question}", solution="{answer}")
+    task = VerifiableTask(
+        "distinct", tuple(items[:70]), tuple(items[70:]), template, SamplingParams(max_tokens=3), "bare"
+    )
+    lm = build_lm()
+    sampler = sampler_of(lm, batch_size=64)
+    before = measure(sampler, task, temperature=1.0, answers=8)
+    config = GRPOConfig(
+        steps=60, prompts_per_step=8, group_size=16, minibatch_size=128, microbatch_size=128, max_tokens=3,
+        learning_rate=0.02, missing_end_penalty=1.0, on_equal_rewards="skip", kl_coefficient=0.0, scale="none",
+        aggregate="constant", lora=None,
+    )  # fmt: skip
+    result = train_grpo(lm, task.reward(formed=0.2), task.prompts, config)
+    found = gain(before.right, measure(sampler, task, temperature=1.0, answers=8).right)
+    assert found.verdict == "better"
+    assert found.before.estimate < 0.05 < 0.2 < found.difference.low
+    assert result.history[-1]["distinct/right"] > 5 * result.history[0]["distinct/right"]
