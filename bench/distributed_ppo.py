@@ -55,13 +55,13 @@ def main(argv: list[str] | None = None) -> None:
     if options.worker:
         work(options)
         return
-    own_ways = ("out", "part", "worker", "minutes", "seeds")
-    settings = {name: value for name, value in vars(options).items() if name not in own_ways}
-    file = options.out / "settings.json"
-    if file.is_file() and json.loads(file.read_text()) != settings:
-        raise SystemExit(f"{options.out} holds an experiment with other settings; give another --out")
-    file.write_text(json.dumps(settings))
     if options.part == "all":
+        own_ways = ("out", "part", "worker", "minutes", "seeds")
+        settings = {name: value for name, value in vars(options).items() if name not in own_ways}
+        file = options.out / "settings.json"
+        if file.is_file() and json.loads(file.read_text()) != settings:
+            raise SystemExit(f"{options.out} holds an experiment with other settings; give another --out")
+        file.write_text(json.dumps(settings))
         own = [*(sys.argv[1:] if argv is None else argv), "--worker"]
         torchrun = [sys.executable, "-m", "torch.distributed.run", "--standalone"]
         done = subprocess.run([*torchrun, f"--nproc-per-node={options.processes}", __file__, *own])

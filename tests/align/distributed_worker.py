@@ -13,6 +13,7 @@ import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -93,8 +94,11 @@ def train(
             actor, kept, MORE, GRPOConfig(**GRPO, lora=LORA), checkpoint_dir=directory, on_step=on_step
         )
     else:
-        config = PPOConfig(**PPO, lora=None if method == "ppo whole" else LORA)
-        reference = tiny() if method == "ppo whole" else None
+        whole = method in ("ppo whole", "ppo rounded")
+        config = PPOConfig(**PPO, lora=None if whole else LORA)
+        if method == "ppo rounded":  # float32 weights under autocast, as on a GPU
+            config = replace(config, precision="bf16", max_mismatch=0.5)
+        reference = tiny() if whole else None
         trainer = PPOTrainer(lm, reward or vowels, reference, config, checkpoint_dir=directory, parallel=parallel)
         result = trainer.train(PROMPTS, on_step=on_step)
     names = [name for name, p in lm.model.named_parameters() if p.requires_grad]
@@ -130,6 +134,7 @@ def curves(directory: Path) -> dict[str, Any]:
             parallel.barrier()
             found[f"{kind} {method} continued"] = train(method, parallel, place)
     found["narrow"] = train("ppo narrow", parallel)
+    found["rounded"] = train("ppo rounded", parallel)
     parallel = parallel_from_env("ddp")
     found["ddp from fsdp"] = train("ppo", parallel, directory / "fsdp ppo alone")
     rank = parallel.rank

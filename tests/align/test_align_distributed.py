@@ -116,9 +116,10 @@ def test_an_interrupted_training_goes_on_in_any_number_of_processes(
 
 
 @pytest.mark.slow
-def test_an_adapter_over_a_narrow_base_is_sharded_with_it(results: list[dict[str, Any]]) -> None:
-    """float32 adapters and frozen bfloat16 weights in one shard; each rank has the whole adapter in the end."""
-    first, second = (rank["narrow"] for rank in results)
+@pytest.mark.parametrize("how", ["narrow", "rounded"])
+def test_ranks_agree_in_bfloat16(how: str, results: list[dict[str, Any]]) -> None:
+    """float32 adapters over frozen bfloat16 weights in one shard; float32 weights under autocast."""
+    first, second = (rank[how] for rank in results)
     assert first == second
     assert len(first["history"]) == worker.STEPS
 

@@ -30,7 +30,7 @@ def test_the_experiment_ends_in_a_table(tmp_path: Path) -> None:
         assert done.returncode == 0, done.stderr[-3000:]
         return done.stdout
 
-    said = bench("--steps", "3")
+    said = bench("--steps", "3", "--seeds", "3")
     assert "PPO in 2 processes (fsdp) against one, 3 seeds each" in said
     assert "weak scaling (2 times the batch)" in said
     found = json.loads((out / "distributed_ppo.json").read_text())
@@ -40,7 +40,9 @@ def test_the_experiment_ends_in_a_table(tmp_path: Path) -> None:
     alone = json.loads((out / "alone-0.json").read_text())["history"][0]
     assert first.keys() == alone.keys()
     (out / "alone-2.json").unlink()  # as if it had been interrupted there
-    assert "ready" in bench("--steps", "3")
+    assert "ready" in bench("--steps", "3", "--seeds", "3")
     again = json.loads((out / "distributed_ppo.json").read_text())
     assert again["reward, whole run"] == found["reward, whole run"]  # what was missing came out the same
     assert "3 seeds each" in bench("--part", "table")
+    other = subprocess.run([*command, "--steps", "4"], capture_output=True, text=True, timeout=100, env=environment)
+    assert "holds an experiment with other settings" in other.stderr
