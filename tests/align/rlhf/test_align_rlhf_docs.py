@@ -30,7 +30,7 @@ def test_the_blocks_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None
 
 
 def commands() -> list[str]:
-    shell = "\n".join(re.findall(r"```sh\n(.*?)```", PAGE, re.S))
+    shell = "\n".join(re.findall(r"```sh\n(.*?)```", PAGE, re.S)).replace("\\\n", " ")
     return [line for line in shell.splitlines() if line.startswith("alignlab ")]
 
 

@@ -17,7 +17,7 @@ from alignlab.align.diagnostics.cli import diagnose
 from alignlab.align.report import build_report
 from alignlab.align.rlhf.account import Account
 from alignlab.align.rlhf.cli import rlhf
-from alignlab.align.rlhf.config import PolicySettings
+from alignlab.align.rlhf.config import CombineSettings, PolicySettings
 from alignlab.core.config import to_dict
 from alignlab.core.errors import AlignlabError, ConfigError, DataError, RunError, TrainingError
 from alignlab.core.runs import Run
@@ -104,6 +104,8 @@ def test_what_is_wrong_is_said_before_there_is_a_run(
     refused(DataError, "absent.txt is no file", flags(model, run=run, reward=vowels, prompts=tmp_path / "absent.txt"))
     refused(ConfigError, "unknown name 'vowel'", flags(model, run=run, reward=vowels[:-1], prompts=asked))
     more = {"run": run, "reward": vowels, "prompts": asked}
+    bound = ["--combine.method", "constrained", "--combine.maximise", "kind", "--combine.bounds", "vowels", "0.1"]
+    refused(ConfigError, "there is no reward 'vowels'", [*flags(model, **{**more, "reward": f"kind={vowels}"}), *bound])
     refused(AlignlabError, "unknown model 'smolm'", flags(Path("smolm"), **more))
     refused(ConfigError, "unknown key 'rl.options.clp'", [*flags(model, **more), "--rl.options", "clp=0.1"])
     refused(ConfigError, "a multiple of rl.group_size", flags(model, method="rloo", **{**more, "rl__group_size": 3}))
@@ -141,7 +143,7 @@ def test_every_stage_with_every_method(
         method=method,
         gold=f"{rewards}:short",
         reward=("trained", f"0.1*{rewards}:vowels"),
-        normalise="running",
+        combine=CombineSettings(normalise="running"),
         judge=tiny.JudgeSettings(reward="comparisons"),
     )
     run = tiny.run_pipeline(config, tmp_path / "run")

@@ -7,14 +7,16 @@ from pathlib import Path
 
 import pytest
 
+from alignlab.align.rl.constrained import LagrangianReward
 from alignlab.align.rl.endpoint_reward import EndpointReward
 from alignlab.align.rl.rewards import Combined, Guarded, RewardError, TaskReward
-from alignlab.align.rlhf.config import PolicySettings, RLHFConfig, TaskSettingsOfReward
+from alignlab.align.rlhf.config import CombineSettings, PolicySettings, RLHFConfig, TaskSettingsOfReward
 from alignlab.align.rlhf.methods import CONFIGS, method_config
 from alignlab.align.rlhf.rewards import RewardSpec, joined, open_reward, prompts_of
 from alignlab.core.config import load_yaml
 from alignlab.core.errors import ConfigError, ModelError
 
+PLAIN = CombineSettings()
 TASK = TaskSettingsOfReward(limit=6)
 RECIPES = Path(__file__).parents[3] / "recipes"
 
@@ -78,17 +80,31 @@ def test_weights_are_read_and_several_rewards_add_up(rewards: Path) -> None:
     assert (spec.weight, spec.label, spec.file) == (0.5, "vowels", rewards)
     assert RewardSpec.parse("-1e-2*https://here.example/score?x=1").label == "here.example"
     for wrong in ("x*reward", "0.5*", "nan*reward", ""):
-        with pytest.raises(ConfigError, match=r"allowed: REWARD or WEIGHT\*REWARD"):
+        with pytest.raises(ConfigError, match=r"allowed: \[NAME=\]\[WEIGHT\*\]REWARD"):
             RewardSpec.parse(wrong)
     one, other = opened(f"{rewards}:vowels"), opened(f"{rewards}:Counting")
-    both = joined({"a": (one, 2.0), "b": (other, 0.5)}, "none", 10.0)  # type: ignore[arg-type]
+    both = joined({"a": (one, 2.0), "b": (other, 0.5)}, PLAIN, 10.0)  # type: ignore[arg-type]
     assert isinstance(both, Combined)
     assert both.score(["p"], ["aeio"]).tolist() == pytest.approx([2 * 0.8 + 0.5 * 4])
-    assert joined({"a": (one, 1.0)}, "none", 10.0) is one  # type: ignore[arg-type]
+    assert joined({"a": (one, 1.0)}, PLAIN, 10.0) is one  # type: ignore[arg-type]
+
+
+def test_rewards_are_held_above_bounds_by_name(rewards: Path) -> None:
+    spec = RewardSpec.parse(f"kind={rewards}:vowels")
+    assert (spec.name, spec.label, spec.weight) == ("kind", "kind", 1.0)
+    assert RewardSpec.parse("https://a.example/?x=1").name == ""
+    one, other = opened(f"{rewards}:vowels"), opened(f"{rewards}:short")
+    bound = CombineSettings(method="constrained", maximise="kind", bounds={"brief": -0.1})
+    parts = {"kind": (one, 1.0), "brief": (other, 1.0)}
+    assert isinstance(joined(parts, bound, 10.0), LagrangianReward)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match="there is no reward 'brief', allowed: kind, short"):
+        joined({"kind": (one, 1.0), "short": (other, 1.0)}, bound, 10.0)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match=r"weights .*which only combine.method weighted has a use for"):
+        joined({"kind": (one, 2.0), "brief": (other, 1.0)}, bound, 10.0)  # type: ignore[arg-type]
 
 
 def test_an_error_within_a_reward_is_said_once(rewards: Path) -> None:
-    both = joined({"a": (opened(f"{rewards}:vowels"), 1.0), "b": (opened(f"{rewards}:broken"), 1.0)}, "none", 10.0)  # type: ignore[arg-type]
+    both = joined({"a": (opened(f"{rewards}:vowels"), 1.0), "b": (opened(f"{rewards}:broken"), 1.0)}, PLAIN, 10.0)  # type: ignore[arg-type]
     with pytest.raises(
         RewardError, match=r"^reward broken raised KeyError: 'no such thing'; one by one, response 0"
     ) as told:

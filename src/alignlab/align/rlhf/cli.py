@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from alignlab.align.rlhf.config import RLHFConfig
 from alignlab.core.config import from_dict, parse_cli, require
 from alignlab.core.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from alignlab.lm.types import Prompt
 
 
 @dataclass(frozen=True)
@@ -67,7 +72,7 @@ def check_inputs(config: RLHFConfig) -> None:
     """Raise what is wrong with files and names before there is a run directory."""
     from alignlab.align.rlhf.config import TRAINED
     from alignlab.align.rlhf.methods import method_config
-    from alignlab.align.rlhf.rewards import RewardSpec, open_reward, prompts_of
+    from alignlab.align.rlhf.rewards import RewardSpec, joined, named_parts, open_reward, prompts_of
     from alignlab.align.rlhf.sources import Asking, read_asked, read_comparisons, read_demonstrations
     from alignlab.core.device import pick_device
     from alignlab.lm.language_model import resolve
@@ -92,6 +97,8 @@ def check_inputs(config: RLHFConfig) -> None:
     resolve(config.model)
     if config.judge.model is not None and config.judge.url is None:
         resolve(config.judge.model)
+    parts = named_parts(config.rewards)
+    joined({name: (nothing_yet, spec.weight) for name, spec in parts.items()}, config.combine, 1.0)
     asked = any((config.prompts, config.comparisons, config.demonstrations))
     for text in (*config.rewards, config.gold, config.judge.reward):
         spec = None if text is None else RewardSpec.parse(text)
@@ -99,3 +106,8 @@ def check_inputs(config: RLHFConfig) -> None:
             reward = open_reward(spec.spec, config.task, dtype="auto", device=config.device, seed=config.seed)
             asked = asked or (text in config.rewards and bool(prompts_of(reward).train))
     require(asked, "prompts", config.prompts, "a file of prompts, because neither the reward nor another file has some")
+
+
+def nothing_yet(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
+    """Stands for a reward that is not trained yet, where only names are checked."""
+    return [0.0] * len(responses)

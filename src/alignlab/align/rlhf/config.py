@@ -138,6 +138,26 @@ class JudgeSettings:
 
 
 @dataclass(frozen=True)
+class CombineSettings:
+    """Several rewards as one, as `ObjectivesConfig` of `alignlab.align.objectives` has it (which checks it)."""
+
+    method: Literal["weighted", "constrained", "lexicographic"] = "weighted"
+    """The weighted sum; one reward with lower bounds on the means of others; or a strict order."""
+    normalise: Literal["none", "batch", "running"] = "none"
+    """Bring each reward to mean 0 and deviation 1 first, but for those under a bound."""
+    maximise: str = ""
+    """constrained: the name of the reward that is to be large."""
+    bounds: dict[str, float] = field(default_factory=dict)
+    """constrained: the least mean of the others."""
+    order: tuple[str, ...] = ()
+    """lexicographic: the names, the weightiest first."""
+    tolerances: dict[str, float] = field(default_factory=dict)
+    """lexicographic: how far behind the best is as good as equal, in deviations."""
+    rate: float = 0.3
+    """constrained: how fast multipliers follow violations."""
+
+
+@dataclass(frozen=True)
 class TaskSettingsOfReward:
     """How the task of a reward `task:NAME` is made."""
 
@@ -170,10 +190,10 @@ class RLHFConfig:
     eval_prompts: Path | None = None
     """Held-out prompts to measure on; none: a share `heldout` of the others, whole dialogues."""
     reward: tuple[str, ...] = ()
-    """What is maximised, [WEIGHT*]REWARD each: `trained`, a reward model or its run, FILE.py:NAME, MODULE:NAME,
+    """What is maximised, [NAME=][WEIGHT*]REWARD each: `trained`, a reward model or its run, FILE.py:NAME, MODULE:NAME,
     task:NAME or a web address; none: `trained`, where there are comparisons."""
-    normalise: Literal["none", "batch", "running"] = "none"
-    """Several rewards: bring each to mean 0 and deviation 1 before it is weighted."""
+    combine: CombineSettings = field(default_factory=CombineSettings)
+    """Several rewards as one: weighted, constrained or lexicographic."""
     gold: str | None = None
     """A reward that is only measured, never maximised."""
     method: Method = "ppo"
@@ -203,7 +223,9 @@ class RLHFConfig:
     device: str = "auto"
     """auto, cpu, cuda or mps."""
     seed: int = 0
-    """Everything random derives from it."""
+    """Everything random derives from it, but for what is held out."""
+    split_seed: int = 0
+    """Of what is held out: runs that differ in `seed` alone are measured on the same prompts."""
     sft: SFTSettings = field(default_factory=SFTSettings)
     """Supervised stage."""
     reward_model: RewardSettings = field(default_factory=RewardSettings)
@@ -237,7 +259,7 @@ class RLHFConfig:
         have = self.comparisons is not None
         require(have or bool(self.reward), "reward", self.reward, "a reward, or comparisons to train one on")
         for spec in self.reward:
-            wants = spec.rpartition("*")[2].strip() == TRAINED
+            wants = is_trained(spec)
             require(have or not wants, "reward", spec, "another one without comparisons to train it on")
         require(self.gold != TRAINED, "gold", self.gold, "a reward that the policy is not trained on")
         judged = self.judge.reward == "comparisons"
@@ -264,4 +286,9 @@ class RLHFConfig:
     @property
     def trains_reward(self) -> bool:
         """Whether a reward model is trained in this run."""
-        return any(spec.rpartition("*")[2].strip() == TRAINED for spec in self.rewards)
+        return any(map(is_trained, self.rewards))
+
+
+def is_trained(spec: str) -> bool:
+    """Whether a specification stands for the reward model of this run."""
+    return re.split(r"[*=]", spec)[-1].strip() == TRAINED

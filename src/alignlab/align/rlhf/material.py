@@ -90,10 +90,10 @@ def split_comparisons(config: RLHFConfig, found: Material) -> None:
     if config.comparisons is None:
         return
     pairs = read_comparisons(config.comparisons, found.asking)
-    learn, kept = split_dialogues(pairs, config.heldout, seed=config.seed)
+    learn, kept = split_dialogues(pairs, config.heldout, seed=config.split_seed)
     found.learn, found.kept = [pairs[i] for i in learn], [pairs[i] for i in kept]
     if config.judge.reward == "comparisons":
-        mine, other = split_dialogues(found.learn, config.judge.share, seed=derive_seed(config.seed, "judge"))
+        mine, other = split_dialogues(found.learn, config.judge.share, seed=derive_seed(config.split_seed, "judge"))
         found.judge, found.learn = [found.learn[i] for i in other], [found.learn[i] for i in mine]
 
 
@@ -119,7 +119,7 @@ def choose_prompts(config: RLHFConfig, found: Material, brought: Asked | None, l
     if not heldout:
         alone = [PreferencePair(prompt, "", "") for prompt in train]
         try:
-            mine, other = split_dialogues(alone, config.heldout, seed=derive_seed(config.seed, "prompts"))
+            mine, other = split_dialogues(alone, config.heldout, seed=derive_seed(config.split_seed, "prompts"))
         except DataError:
             raise DataError(
                 f"there are {len(train)} different prompts, at least two are needed to keep some back to measure on"
@@ -128,9 +128,11 @@ def choose_prompts(config: RLHFConfig, found: Material, brought: Asked | None, l
     before = len(train)
     train = apart(train, heldout)
     found.account["prompts_also_heldout"] = before - len(train)
-    limit, seed = config.max_prompt_tokens, config.seed
-    found.train, long = taken(train, config.n_prompts, lambda p: length(p) <= limit, derive_seed(seed, "train"))
-    found.heldout, longer = taken(heldout, config.n_eval, lambda p: length(p) <= limit, derive_seed(seed, "eval"))
+    limit = config.max_prompt_tokens
+    found.train, long = taken(train, config.n_prompts, lambda p: length(p) <= limit, derive_seed(config.seed, "train"))
+    found.heldout, longer = taken(
+        heldout, config.n_eval, lambda p: length(p) <= limit, derive_seed(config.split_seed, "eval")
+    )
     found.account["prompts_too_long"] = long + longer
     for name, prompts in (("training", found.train), ("held-out", found.heldout)):
         if not prompts:

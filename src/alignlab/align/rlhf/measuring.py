@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from alignlab.align.diagnostics.response_log import prompt_key
+from alignlab.align.objectives.recording import record_objectives
 from alignlab.align.reward.examples import dialogue_of
 from alignlab.align.rl.rewards import Guarded, Reward
 from alignlab.align.rlhf.config import RLHFConfig
@@ -24,7 +26,7 @@ from alignlab.align.rlhf.judging import (
     measure_judge,
     win_rate,
 )
-from alignlab.align.rlhf.rewards import RewardSpec
+from alignlab.align.rlhf.rewards import RewardSpec, named_parts
 from alignlab.core.errors import DataError
 from alignlab.core.files import read_jsonl
 from alignlab.lm.language_model import load
@@ -82,6 +84,10 @@ def measure_run(pipeline: RLHFPipeline) -> dict[str, Any]:
     corrected = holm_correct({json.dumps(key): value for key, value in raw.items()}, ALPHA)
     results = {tuple(json.loads(key)): value for key, value in corrected.items()}
     write_rows(pipeline, measured)
+    if len(measured.scores) > 1:  # something to weigh against each other: `alignlab pareto RUNS` reads it
+        reached = {quantity: by_model["rl"].tolist() for quantity, by_model in measured.scores.items()}
+        items = [prompt_key(prompt) for prompt in measured.prompts]
+        record_objectives(pipeline.run, {"seed": seed, "items": items, "objectives": reached})
     shown = {
         quantity: {
             model: bootstrap_mean(values, clusters=measured.clusters, seed=seed).as_dict()
@@ -133,12 +139,9 @@ def score_all(pipeline: RLHFPipeline, measured: Measured) -> None:
     """Every reward, and the gold one, on the answers of every model."""
     config = pipeline.config
     named: dict[str, Reward] = {}
-    specs = [RewardSpec.parse(text) for text in config.rewards]
-    for spec in specs:
-        label = "reward" if len(specs) == 1 else f"reward {spec.label}"
-        while label in named:
-            label += "'"
-        named[label] = pipeline.reward_of(spec.spec)
+    parts = named_parts(config.rewards)
+    for name, spec in parts.items():
+        named["reward" if len(parts) == 1 else f"reward {name}"] = pipeline.reward_of(spec.spec)
     if config.gold is not None:
         named["gold"] = pipeline.reward_of(RewardSpec.parse(config.gold).spec)
     for label, reward in named.items():

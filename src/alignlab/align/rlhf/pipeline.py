@@ -30,7 +30,7 @@ from alignlab.align.rlhf.config import TRAINED, RLHFConfig
 from alignlab.align.rlhf.material import Material, gather
 from alignlab.align.rlhf.measuring import measure_run
 from alignlab.align.rlhf.methods import improve, method_config
-from alignlab.align.rlhf.rewards import RewardSpec, joined, open_reward, prompts_of
+from alignlab.align.rlhf.rewards import RewardSpec, joined, named_parts, open_reward, prompts_of
 from alignlab.align.rlhf.sources import Asked
 from alignlab.align.sft import SFTConfig, sft
 from alignlab.core.errors import ConfigError
@@ -160,13 +160,10 @@ class RLHFPipeline:
 
     def objective(self) -> Reward:
         """What is maximised."""
-        parts: dict[str, tuple[Reward, float]] = {}
-        for spec in map(RewardSpec.parse, self.config.rewards):
-            name = spec.label
-            while name in parts:
-                name += "'"
-            parts[name] = self.reward_of(spec.spec), spec.weight
-        return joined(parts, self.config.normalise, self.config.rl.reward_time_limit)
+        parts = {
+            name: (self.reward_of(spec.spec), spec.weight) for name, spec in named_parts(self.config.rewards).items()
+        }
+        return joined(parts, self.config.combine, self.config.rl.reward_time_limit)
 
     # Stages
 

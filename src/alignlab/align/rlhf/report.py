@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from alignlab.align.diagnostics.alarms import FIRST_LOOK
 from alignlab.align.report import aligned
 from alignlab.align.report_findings import clip, duration
@@ -28,7 +30,7 @@ LONGEST = 900
 def build_report(run: RunRecord) -> Page:
     """The page for a run of `alignlab rlhf`, finished or not. RunError for another kind of run."""
     account = open_account(run)
-    page = Page(f"RLHF report: {account.config.get('model', run.name)}", lede(account))
+    page = Page(f"RLHF report: {Path(str(account.config.get('model', run.name))).name}", lede(account))
     if not account.finished:
         page.text(emphasis("**This run is unfinished.** What follows is what there is so far."))
     add_outcome(page, account)
@@ -84,8 +86,9 @@ def add_outcome(page: Page, account: Account) -> None:
     told = [*account.warnings(), *account.verdicts()]
     page.text(emphasis(" ".join(told)))
     count = len(account.measures.get("differences", []))
+    family = f"all {count} comparisons" if count > 1 else "the only comparison"
     page.text(
-        f"Verdicts are paired by prompt and hold after Holm's correction over all {count} comparisons on this page, at "
+        f"Verdicts are paired by prompt and hold after Holm's correction over {family} on this page, at "
         f"5 %; intervals are 95 % for each alone. Answers to held-out prompts were drawn at temperature "
         f"{account.measures['temperature']:g}. “Tied” means that the data show no difference, not that there is none."
     )
@@ -104,16 +107,25 @@ def add_curves(page: Page, account: Account) -> None:
     }
     page.figure(
         line({name: points for name, points in series.items() if points}, x_label="rollout batch", y_label="mean"),
-        "Mean over the answers of each rollout batch, at temperature 1: the reward that is maximised, and the gold "
-        "reward, which is only looked at, where there is one.",
+        "Mean over the answers of each rollout batch, at temperature 1: the reward that is maximised, with its penalty "
+        "for missing ends, and the gold reward, which is only looked at, where there is one.",
     )
+    multipliers = sorted({name for row in rows for name in row if name.startswith("multiplier/")})
+    if multipliers:
+        lines = {name.split("/", 1)[1]: [(r["step"], r[name]) for r in rows if name in r] for name in multipliers}
+        page.figure(
+            line(lines, x_label="rollout batch", y_label="multiplier"),
+            "What a unit of each constraint's violation costs: it rises while the constraint is not met.",
+        )
     updates = [row for row in rows if "kl" in row and "reward" in row]
     if updates:
         page.figure(kl_reward(updates), "Reward against how far the policy has moved from where it started.")
     for title, name, unit in CURVES:
         points = [(row["step"], row[name]) for row in rows if name in row]
         if points:
-            page.figure(line({title: points}, x_label="rollout batch", y_label=unit), f"{title.capitalize()}, {unit}")
+            page.figure(
+                line({title: points}, x_label="rollout batch", y_label=unit), f"{title[0].upper()}{title[1:]}, {unit}"
+            )
 
 
 def add_alarms(page: Page, account: Account) -> None:
@@ -124,7 +136,8 @@ def add_alarms(page: Page, account: Account) -> None:
     found = account.alarms()
     if not found:
         few = f"{len(account.history)} rollout batches are too few to look for them"
-        page.text(f"{few}." if len(account.history) < FIRST_LOOK else "None; `alignlab diagnose` has the details.")
+        none = "None; `alignlab diagnose` has the details."
+        page.text(emphasis(f"{few}." if len(account.history) < FIRST_LOOK else none))
         return
     rows = []
     for alarm in found:

@@ -10,27 +10,29 @@ import math
 import os
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
+from alignlab.align.objectives.combining import ObjectivesConfig, combine
 from alignlab.align.rl.endpoint_reward import EndpointReward
-from alignlab.align.rl.rewards import Combined, Normalisation, Reward, TaskReward, call_of
+from alignlab.align.rl.rewards import Reward, TaskReward, call_of
 from alignlab.align.rlhf.sources import Asked
 from alignlab.core.config import unknown_name
 from alignlab.core.errors import AlignlabError, ConfigError
 from alignlab.tasks.builtin import TaskSettings, make_task
 
 if TYPE_CHECKING:
-    from alignlab.align.rlhf.config import TaskSettingsOfReward
+    from alignlab.align.rlhf.config import CombineSettings, TaskSettingsOfReward
 
 FORMS = (
     "the directory of a reward model or the run that trained one, FILE.py:NAME, MODULE:NAME, task:NAME, "
     "or a web address"
 )
 _FILE = re.compile(r"(?P<path>.+\.py):(?P<name>[A-Za-z_]\w*)")
+_NAMED = re.compile(r"(?P<name>[A-Za-z_]\w*)=")
 _MODULE = re.compile(r"(?P<module>[A-Za-z_][\w.]*):(?P<name>[A-Za-z_]\w*)")
 
 
@@ -40,18 +42,21 @@ class RewardSpec:
 
     spec: str
     weight: float = 1.0
+    name: str = ""
 
     @classmethod
     def parse(cls, text: str) -> RewardSpec:
-        """`[WEIGHT*]REWARD`. Raises ConfigError for a weight that is no finite number."""
-        weight, star, spec = text.rpartition("*")
+        """`[NAME=][WEIGHT*]REWARD`. Raises ConfigError for a weight that is no finite number."""
+        named = _NAMED.match(text)
+        name, rest = ("", text) if named is None else (named["name"], text[named.end() :])
+        weight, star, spec = rest.rpartition("*")
         try:
             value = float(weight) if star else 1.0
         except ValueError:
             value = math.nan
         if not math.isfinite(value) or not spec.strip():
-            raise ConfigError(f"reward is {text!r}, allowed: REWARD or WEIGHT*REWARD, such as 0.5*rewards.py:brief")
-        return cls(spec.strip(), value)
+            raise ConfigError(f"reward is {text!r}, allowed: [NAME=][WEIGHT*]REWARD, such as 0.5*rewards.py:brief")
+        return cls(spec.strip(), value, name)
 
     @property
     def file(self) -> Path | None:
@@ -62,6 +67,8 @@ class RewardSpec:
     @property
     def label(self) -> str:
         """A short name for metrics and reports."""
+        if self.name:
+            return self.name
         if self.spec.startswith(("http://", "https://")):
             return self.spec.split("//", 1)[1].split("/", 1)[0]
         return self.spec.rpartition(":")[2] if ":" in self.spec else Path(self.spec).name
@@ -164,14 +171,31 @@ def _module(name: str, spec: str) -> ModuleType:
         raise ConfigError(f"reward module {name} cannot be imported: {type(error).__name__}: {error}") from error
 
 
-def joined(rewards: Mapping[str, tuple[Reward, float]], normalise: Normalisation, time_limit: float) -> Reward:
-    """One reward as it is, several as their weighted sum."""
-    if len(rewards) == 1:
-        ((reward, weight),) = rewards.values()
-        if weight == 1 and normalise == "none":
-            return reward
+def named_parts(specs: Sequence[str]) -> dict[str, RewardSpec]:
+    """The rewards that are maximised, by name; equal names are told apart by a stroke."""
+    found: dict[str, RewardSpec] = {}
+    for spec in map(RewardSpec.parse, specs):
+        name = spec.label
+        while name in found:
+            name += "'"
+        found[name] = spec
+    return found
+
+
+def joined(rewards: Mapping[str, tuple[Reward, float]], config: CombineSettings, time_limit: float) -> Reward:
+    """One reward as it is, several put together as `config` says, weighted as they were named.
+
+    Raises ConfigError where the config names a reward that is not there, or leaves one without a place.
+    """
+    weights = {name: weight for name, (_, weight) in rewards.items()}
     parts = {name: reward for name, (reward, _) in rewards.items()}
-    return Combined(parts, {name: weight for name, (_, weight) in rewards.items()}, normalise, time_limit)
+    weighted = config.method == "weighted"
+    if weighted and config.normalise == "none" and list(weights.values()) == [1.0]:
+        return next(iter(parts.values()))
+    if not weighted and set(weights.values()) != {1.0}:
+        raise ConfigError(f"the rewards have weights {weights}, which only combine.method weighted has a use for")
+    own = ObjectivesConfig(**vars(config), weights=weights if weighted else {}, time_limit=time_limit)
+    return combine(parts, own)
 
 
 def prompts_of(reward: Reward) -> Asked:
