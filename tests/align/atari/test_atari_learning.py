@@ -98,7 +98,9 @@ def test_every_arm(arm: str) -> None:
     else:
         assert labels[0] == (12 if arm == "frozen reward" else 3)
         assert labels[-1] == 12
-        assert all(np.isfinite(numbers["reward/loss"]) for _, numbers in told if numbers.get("labels") == labels[0])
+        assert all(r.loss is not None for r in learned.rounds[:-1])
+        assert learned.rounds[-1].loss is None  # a last look, nothing fitted
+        assert sum("reward/correlation" in numbers for _, numbers in told) == len(learned.rounds)
 
 
 @pytest.mark.slow

@@ -37,6 +37,8 @@ class ClipRewardSettings:
     """Updates after the first round of questions."""
     updates: int = 200
     """Updates after every later round."""
+    shift: int = 4
+    """Most pixels, up or down and left or right, by which the clips of an update are moved at random."""
     scale: float = 0.1
     """Deviation a step that the reward is brought to before the agent learns from it; its mean is brought to 0."""
 
@@ -47,6 +49,7 @@ class ClipRewardSettings:
         for name in ("learning_rate", "scale"):
             require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
         require(self.weight_decay >= 0, "weight_decay", self.weight_decay, "0 or a positive number")
+        require(self.shift >= 0, "shift", self.shift, "0 or a positive whole number")
 
 
 @dataclass(frozen=True)
@@ -112,6 +115,7 @@ class ClipReward:
             self.net.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, fused=True
         )
         self.generator = torch_generator(derive_seed(seed, "clip order"), device)
+        self._shifts = torch_generator(derive_seed(seed, "shifts"))
         self._first: list[Clips] = []
         self._second: list[Clips] = []
         self.labels: NDArray[np.float64] = np.zeros(0)
@@ -146,10 +150,12 @@ class ClipReward:
         labels = torch.from_numpy(self.labels).float().to(first.frames.device)
         count = self.settings.updates if self._fitted else self.settings.first_updates
         self._fitted = True
-        batch, losses = min(self.settings.batch_size, len(labels)), []
+        batch, shift, losses = min(self.settings.batch_size, len(labels)), self.settings.shift, []
         for _ in range(count):
             chosen = torch.randint(len(labels), (batch,), generator=self.generator, device=labels.device)
-            pair = self.sums(Clips.join([first.pick(chosen), second.pick(chosen)]))
+            down, right = torch.randint(-shift, shift + 1, (2,), generator=self._shifts).tolist()
+            both = Clips.join([first.pick(chosen), second.pick(chosen)])
+            pair = self.sums(Clips(both.frames.roll((down, right), (2, 3)), both.rewards))
             difference = pair[:batch] - pair[batch:]
             # An answer drawn at random is wrong half the time.
             loss = preference_losses(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import numpy as np
+from numpy.typing import NDArray
 
 from alignlab.align.atari.environments import MOST_STEPS
 from alignlab.align.atari.games import OneGame
@@ -25,7 +26,10 @@ def record_demonstrations(
     require(steps >= 1, "steps", steps, "a positive whole number")
     rng = numpy_generator(derive_seed(seed, "demonstrations", game))
     copy = OneGame(game, seed=derive_seed(seed, "console"), size=size)
-    frames, actions, rewards, ends = [], [], [], []
+    frames: list[NDArray[np.uint8]] = []
+    actions: list[int] = []
+    rewards: list[float] = []
+    ends: list[bool] = []
     while len(actions) < steps:
         player = Slipping(PLAYERS[game](), copy.actions, slips=slips, rng=rng)
         seen, over = copy.reset(int(rng.integers(1, IDLE + 1))), False
@@ -33,8 +37,10 @@ def record_demonstrations(
             action = player(copy.memory())
             later, reward, over = copy.step(action)
             over = over or played == most_steps or len(actions) + 1 == steps
-            for kept, value in ((frames, seen), (actions, action), (rewards, reward), (ends, over)):
-                kept.append(value)
+            frames.append(seen)
+            actions.append(action)
+            rewards.append(reward)
+            ends.append(over)
             seen = later
             if over:
                 break

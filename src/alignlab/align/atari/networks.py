@@ -50,7 +50,7 @@ class ActionValues(nn.Module):
 class FrameReward(nn.Module):
     """Four convolutions and a layer of 64 units (after Christiano et al. 2017, appendix A): one number a stack.
 
-    Without their batch normalisation and dropout; the weights' decay does what those do.
+    Without their batch normalisation and dropout; clips are shifted at random instead (`ClipRewardSettings.shift`).
     """
 
     def __init__(self, *, size: int = 84, width: int = 16) -> None:

@@ -90,7 +90,7 @@ def small() -> AtariSettings:
         first_steps=2000, labels=400, round_size=60, pool_steps=5000, test_pairs=60, evaluations=4, curve_episodes=4,
         agent=AgentSettings(width=16, hidden=128, batch_size=32, target_every=300, learning_rate=3e-4),
         replay=ReplaySettings(capacity=40_000),
-        reward=ClipRewardSettings(width=8, first_updates=150, updates=60, batch_size=8, learning_rate=1e-3),
+        reward=ClipRewardSettings(width=8, first_updates=150, updates=60, batch_size=8, learning_rate=1e-3, shift=2),
     )  # fmt: skip
 
 
@@ -102,7 +102,7 @@ def smoke() -> AtariSettings:
         curve_episodes=2, most_steps=40,
         agent=AgentSettings(width=2, hidden=8, batch_size=8, target_every=4),
         replay=ReplaySettings(capacity=400, n_step=3),
-        reward=ClipRewardSettings(width=2, first_updates=5, updates=2, batch_size=4),
+        reward=ClipRewardSettings(width=2, first_updates=5, updates=2, batch_size=4, shift=1),
     )  # fmt: skip
 
 
