@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 import subprocess
@@ -19,6 +20,7 @@ import numpy as np
 import pytest
 from scipy.stats import t, ttest_rel
 
+from alignlab.align.objectives.points import point_set, read_records
 from alignlab.core.config import from_dict
 from alignlab.core.errors import ConfigError, MissingExtraError, RunError
 from alignlab.core.runs import Run
@@ -458,3 +460,33 @@ def test_a_sweep_of_a_function_from_the_command_line(source: Path, tmp_path: Pat
         again = subprocess.run(command, capture_output=True, text=True, timeout=500)
     assert again.returncode == 0, again.stderr
     assert "6 runs: 4 finished before, 2 to do" in again.stdout
+    points = point_set(read_records(out / "points.jsonl"), minimise=["harm"])  # as `alignlab pareto` does
+    assert points.seeds == {"rate=0.1": (0, 1), "rate=0.2": (0, 1), "rate=5.0": (0, 1)}
+
+
+@pytest.mark.slow
+def test_a_sweep_of_a_command_ends_in_runs_and_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two learning rates of `alignlab sft` on a random model; a wrong flag is the run's failure, in its own words."""
+    path = Path(__file__).parents[2] / "align" / "tiny_run.py"
+    spec = importlib.util.spec_from_file_location("tiny_run", path)
+    assert spec is not None
+    assert spec.loader is not None
+    tiny = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(tiny)
+    model = tiny.build_model(tmp_path / "model")
+    rows = [{"prompt": f"Say {word}.", "response": f"{word}!"} for word in ("red", "sea", "tea", "sun")]
+    (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    monkeypatch.setenv("ALIGNLAB_HOME", str(tmp_path / "home"))
+    content = {
+        "command": ["sft", str(tmp_path / "data.jsonl"), "--model", str(model), "--epochs", "2", "--batch-size", "1"],
+        "settings": {"learning_rate": [1e-4, 1e-2]},
+        "points": [{"name": "odd", "learning_rates": 1}],
+        "seeds": [0],
+    }
+    with written(tmp_path / "s.yaml", content) as file:
+        assert sweep([file, "--out", str(tmp_path / "out")]) == 1
+    table = json.loads((tmp_path / "out" / "table.json").read_text())
+    assert any("loss" in name for name in table["metrics"])
+    assert table["failures"][0]["point"] == "odd"
+    assert "did you mean" in table["failures"][0]["error"]
+    assert Run.read(tmp_path / "out" / "jobs" / "learning_rate=0.01" / "seed-0" / "run").state == "finished"
