@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import math
+import random
 from pathlib import Path
 
 from app_world import HOSTILE
@@ -17,19 +17,22 @@ PROMPTS = 24
 def log_step(run: Run, log: ResponseLog, step: int, *, steps: int, hacked: bool = True) -> None:
     """One step: the reward rises; the gold reward turns where it is hacked."""
     t = step / steps
-    wave = [math.sin(7.3 * step + 2.1 * i) for i in range(PROMPTS)]
-    reward = [2 * t + 0.5 * noise for noise in wave]
-    gold = [(t if t < 0.4 or not hacked else 0.8 - t) + 0.3 * noise for noise in reversed(wave)]
-    lengths = [40 + 10 * t + 4 * noise for noise in wave]
+    rng = random.Random(step)
+    reward = [2 * t + rng.gauss(0, 0.5) for _ in range(PROMPTS)]
+    gold = [(t if t < 0.4 or not hacked else 0.8 - t) + rng.gauss(0, 0.4) for _ in range(PROMPTS)]
+    lengths = [40 + 8 * t + rng.gauss(0, 6) for _ in range(PROMPTS)]
     run.log(
         step,
         {
             "grpo/reward": sum(reward) / PROMPTS,
             "grpo/gold": sum(gold) / PROMPTS,
-            "grpo/kl": 6 * t,
+            "grpo/kl": 6 * t + rng.gauss(0, 0.2),
             "grpo/response_length": sum(lengths) / PROMPTS,
-            "grpo/entropy": 1.8 - 0.6 * t,
+            "grpo/entropy": 1.8 - 0.6 * t + rng.gauss(0, 0.03),
             "grpo/clip_fraction": 0.1,
+            "grpo/mismatch_mean": 0.01,
+            "grpo/repetition": 0.04,
+            "grpo/distinct": 0.8,
         },
     )
     numbers = StepResponses(

@@ -70,7 +70,11 @@ def test_a_healthy_training_without_responses_says_what_could_not_be_looked_for(
     code, out, _ = said(capsys, str(run.path), "--gate", "--out", str(tmp_path / "deep" / "page.html"))
     assert code == 0
     assert "No alarm." in out
-    for words in ("reward hacking: no metric of a gold reward", "value function: no", "not recorded one by one"):
+    for words in (
+        "reward hacking: a gold reward or a judge was not logged",
+        "value function: the",
+        "not recorded one by one",
+    ):
         assert words in out
     assert (tmp_path / "deep" / "page.html").is_file()
 

@@ -42,7 +42,7 @@ def record(step: int, text: str = "an answer", n: int = 3) -> StepRecord:
 
 def test_scores_are_the_rewards_own_and_a_step_is_accounted_for(tmp_path: Path) -> None:
     with Run.create({}, name="rl", path=tmp_path / "run") as run:
-        watched = Watched(letters, vowels, run, samples=2, attribute=1)
+        watched = Watched(letters, vowels, run, lambda text: len(text.split()), samples=2, attribute=1)
         guarded = Guarded(watched)
         assert guarded.score([CHAT, CHAT], ["a b c d a b c d", "no"]).tolist() == [15.0, 2.0]
         guarded.score(["q"], ["uuu uuu"])

@@ -18,10 +18,10 @@ CURVES = (
 """What is drawn and told of every training, where it was logged."""
 NEEDS = {
     "reward hacking": (("gold", "gold_reward", "judge", "win_rate"), "a gold reward or a judge"),
-    "repetition, sameness": (("repetition",), "responses"),
+    "repetition, sameness": (("repetition",), "the repetition of the answers"),
     "KL": (("kl",), "a KL to a reference"),
-    "value function": (("explained_variance",), "a value function"),
-    "clipping": (("clip_fraction",), "clipped steps"),
+    "value function": (("explained_variance",), "the explained variance of a value function"),
+    "clipping": (("clip_fraction",), "the share of clipped tokens"),
     "sampler drift": (("mismatch_mean",), "the mismatch of sampler and trainer"),
 }
 
@@ -41,12 +41,14 @@ def changes_of(training: Training) -> list[tuple[str, float, float, Interval | N
 def not_looked_for(training: Training) -> list[str]:
     """Alarms that could not be given, and what the run would have to log."""
     found = [
-        f"{alarm}: no metric of {what} was logged"
+        f"{alarm}: {what} was not logged"
         for alarm, (names, what) in NEEDS.items()
         if not any(training.history.has(name) for name in names)
     ]
     if "rewards" not in training.history.singles:
-        found.append("tests over prompts, and what length is paid: responses were not recorded one by one")
+        found.append("tests over prompts: responses were not recorded one by one")
+    if "lengths" not in training.history.singles:
+        found.append("what the reward pays for length: the tokens of each response were not counted")
     return found
 
 

@@ -53,7 +53,9 @@ class Watched:
     gold: Reward | None = None
     run: Run | None = None
     count_tokens: Callable[[str], int] | None = None
-    """Tokens of an answer, such as `lambda text: len(tokenizer.encode(text))`; none: words."""
+    """Tokens of an answer, such as `lambda text: len(tokenizer.encode(text))`; none: by the reward's own tokenizer, or
+    not at all where it has none.
+    """
     samples: int = 8
     attribute: int = 0
     gold_every: int = 1
@@ -108,12 +110,18 @@ class Watched:
             self._gold.load_state_dict(state["gold"])
 
     def _record(self, seen: Sequence[tuple[Prompt, str, float]], gold: Sequence[float]) -> StepRecord:
-        count = self.count_tokens or (lambda text: len(text.split()))
+        count = self.count_tokens
+        if count is None and self.tokenizer is not None:
+            encode = self.tokenizer.encode
+
+            def count(text: str) -> int:
+                return len(encode(text))
+
         numbers = StepResponses(
             self.step,
             tuple(prompt_key(prompt) for prompt, _, _ in seen),
             tuple(reward for _, _, reward in seen),
-            tuple(float(count(text)) for _, text, _ in seen),
+            () if count is None else tuple(float(count(text)) for _, text, _ in seen),
             tuple(gold),
         )
         return StepRecord(numbers, tuple(self._samples(seen, gold)))

@@ -30,9 +30,10 @@ def build(context: AppContext) -> None:
     html('<h1>Training</h1><p class="lede">A policy at work: what its reward pays for, and what looks wrong.</p>')
     name = gr.Dropdown(label="Run", choices=[], value=None)
     told = html()
-    plot = gr.Plot(label="Curves", show_label=False)
     html("<h2>Alarms</h2>")
     alarms = html()
+    html("<h2>Curves</h2>")
+    plot = gr.Plot(label="Curves", show_label=False)
     html("<h2>KL budget and length</h2>")
     budget = gr.Number(label="KL that may be spent, nats a response", value=None, minimum=0)
     account = html()
@@ -53,7 +54,15 @@ def build(context: AppContext) -> None:
 
         if picked is None or now(context.runs_dir / picked) == mark:
             return [gr.skip()] * len(shown)
-        return show(picked, nats, at, newest)
+        found = show(picked, nats, at, newest)
+        if not newest:  # the reader may have moved on while this was made: only the slider's end is new
+            found[shown.index(step)].pop("value", None)
+            found[shown.index(answers)] = gr.skip()
+        return found
+
+    def spend(picked: str | None, nats: float | None) -> list[Any]:
+        found = show(picked, nats, None, True)
+        return [found[shown.index(one)] for one in (plot, alarms, account)]
 
     def opened(wanted: list[str]) -> list[Any]:
         from alignlab.app.training_data import choices
@@ -63,16 +72,18 @@ def build(context: AppContext) -> None:
         asked = next((one for one in wanted if one in known), known[0] if known else None)
         return [gr.update(choices=there, value=asked), *show(asked, None, None, True)]
 
-    def moved(picked: str | None, at: float) -> Any:
-        return [_answers(context.runs_dir, picked, at), False]
+    def turned(picked: str | None, at: float) -> str:
+        return _answers(context.runs_dir, picked, at)
 
     def followed(picked: str | None, nats: float | None, at: float | None, newest: bool) -> list[Any]:
         return show(picked, nats, at, newest) if newest else [gr.skip()] * len(shown)
 
     quiet: dict[str, Any] = {"show_progress": "hidden", "api_visibility": "private"}
     on_load(opened, [name, *shown])
-    gr.on([name.input, budget.submit, budget.blur], show, controls, shown, **quiet)
-    gr.on([step.input, step.release], moved, [name, step], [answers, follow], **quiet)
+    name.input(show, controls, shown, **quiet)
+    gr.on([budget.submit, budget.blur], spend, [name, budget], [plot, alarms, account], **quiet)
+    gr.on([step.input, step.release], lambda: False, [], follow, **quiet)
+    step.change(turned, [name, step], answers, **quiet)
     follow.input(followed, controls, shown, **quiet)
     gr.Timer(_EVERY_SECONDS).tick(tick, [*controls, seen], shown, **quiet)
 
