@@ -202,3 +202,17 @@ def test_help_is_light() -> None:
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert "--comparisons" in done.stdout
     assert done.stdout.splitlines()[-1] == "False"
+
+
+@pytest.mark.slow
+def test_a_language_model_judges_and_is_measured_first(
+    model: Path, rewards: Path, asked: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    typed = flags(model, method="reinforce", prompts=asked, reward=f"{rewards}:vowels", run=tmp_path / "run")
+    assert rlhf([*typed, "--judge.model", str(model), "--judge.labels", "lab"]) == 0
+    wins = Run.read(tmp_path / "run").stages()["measures"].output["wins"]["base"]
+    assert wins["judge"].startswith(str(model))
+    # A random model puts no probability on the letters: no verdict is made up, and none is a tie.
+    told = "No win rate against the base" if "failed" in wins else "prefers the policy to the base"
+    assert told in capsys.readouterr().out
+    assert "failed" in wins or wins["wins"] + wins["ties"] + wins["losses"] + wins["missing"] == 3
