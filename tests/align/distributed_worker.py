@@ -24,9 +24,11 @@ import torch.distributed as dist
 from alignlab.align.ppo import PPOTrainer
 from alignlab.align.ppo_config import PPOConfig
 from alignlab.align.rl.answers import Actor
-from alignlab.align.rl.config import GRPOConfig
+from alignlab.align.rl.config import GRPOConfig, ReinforceConfig, RLOOConfig
 from alignlab.align.rl.grpo import train_grpo
+from alignlab.align.rl.reinforce import train_reinforce
 from alignlab.align.rl.rewards import Combined
+from alignlab.align.rl.rloo import train_rloo
 from alignlab.align.shared_work import processes
 from alignlab.core.errors import AlignlabError
 from alignlab.lm.config import GPTConfig
@@ -51,7 +53,7 @@ GRPO: dict[str, Any] = {
 }  # fmt: skip
 PROMPTS: list[Prompt] = ["a", "bc", "cde", "d", "ef", "fgh", "g"]
 MORE: list[Prompt] = [f"{letter}{digit}" for letter in "abcdefghij" for digit in "01"]  # none comes twice
-EVERYTHING = ("ppo", "ppo whole", "grpo")
+EVERYTHING = ("ppo", "ppo whole", "grpo", "rloo", "reinforce")
 Stop = Callable[[int, Any, Any], None]
 
 
@@ -87,12 +89,16 @@ def train(
     lm = tiny(parallel.rank)
     if method == "ppo narrow":
         lm.model.to(torch.bfloat16)
-    if method == "grpo":  # a reward that keeps account, which one rank is asked for
+    loops: dict[str, tuple[Any, Any]] = {
+        "grpo": (train_grpo, GRPOConfig(**GRPO, lora=LORA)),
+        "rloo": (train_rloo, RLOOConfig(**GRPO, lora=LORA)),
+        "reinforce": (train_reinforce, ReinforceConfig(**SHARED, lora=LORA, prompts_per_step=5, baseline="running")),
+    }
+    if method in loops:  # a reward that keeps account, which one rank is asked for
         kept = Combined({"vowels": vowels, "length": lengths}, {"vowels": 1.0, "length": 0.1}, normalise="running")
         actor = Actor(lm.model, lm.tokenizer, LocalSampler(lm), parallel=parallel)
-        result: Any = train_grpo(
-            actor, kept, MORE, GRPOConfig(**GRPO, lora=LORA), checkpoint_dir=directory, on_step=on_step
-        )
+        loop, settings = loops[method]
+        result: Any = loop(actor, kept, MORE, settings, checkpoint_dir=directory, on_step=on_step)
     else:
         whole = method in ("ppo whole", "ppo rounded")
         config = PPOConfig(**PPO, lora=None if whole else LORA)
