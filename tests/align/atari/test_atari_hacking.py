@@ -50,6 +50,7 @@ def test_the_account_of_a_replay() -> None:
     assert account.correlation is not None
     assert account.correlation < -0.5
     assert account.numbers()["reward/alarm"] == 1.0
+    assert account_of(replay, stretch=5, level=1e-300).alarm is None
 
 
 def test_too_little_to_say() -> None:

@@ -95,8 +95,11 @@ def _chance(higher: FloatArray, lower: FloatArray) -> float:
     return float(ttest_ind(higher, lower, equal_var=False, alternative="greater").pvalue)
 
 
-def account_of(replay: Replay, *, stretch: int = 200, windows: int = WINDOWS) -> Account:
-    """Both rewards of the steps kept, in equal parts of time, by stretches of `stretch` steps of one copy."""
+def account_of(replay: Replay, *, stretch: int = 200, windows: int = WINDOWS, level: float = 0.05) -> Account:
+    """Both rewards of the steps kept, in equal parts of time, by stretches of `stretch` steps of one copy.
+
+    `level` is the chance of a false alarm of this account; who takes several divides it among them.
+    """
     slots = replay.filled(demonstrations=False).reshape(replay.copies, -1)
     stretch = max(1, min(stretch, slots.shape[1] // windows))
     parts = slots.shape[1] // stretch
@@ -113,5 +116,5 @@ def account_of(replay: Replay, *, stretch: int = 200, windows: int = WINDOWS) ->
     return Account(
         [{which: window.interval(which).as_dict() for which in ("learned", "true")} for window in found],
         float(np.corrcoef(learned.ravel(), true.ravel())[0, 1]) if varies else None,
-        parting(found),
+        parting(found, level=level),
     )

@@ -47,6 +47,8 @@ class Questions:
         self.model = ClipReward(settings.reward, size=settings.size, seed=seed, device=device)
         self.rounds: list[Round] = []
         self.asked = 0
+        # One alarm in twenty agents that do no wrong, not one in twenty rounds.
+        self._level = 0.05 / (2 + settings.labels * (1 - settings.initial) / settings.round_size)
         self._rng = numpy_generator(derive_seed(seed, "questions"))
         self._generator = torch_generator(derive_seed(seed, "clips"), device)
         self._test = torch_generator(derive_seed(seed, "test clips"), device)
@@ -86,7 +88,7 @@ class Questions:
         told = np.sign(learned[:pairs] - learned[pairs:])[gap != 0] == np.sign(gap[gap != 0])
         found = Round(
             step, len(self.model), loss, float(told.mean()) if len(told) else None,
-            float(np.corrcoef(learned, true)[0, 1]) if varies else None, account_of(self.replay),
+            float(np.corrcoef(learned, true)[0, 1]) if varies else None, account_of(self.replay, level=self._level),
         )  # fmt: skip
         self.rounds.append(found)
         if self.log is not None:
