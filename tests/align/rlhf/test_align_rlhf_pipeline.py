@@ -119,10 +119,14 @@ def test_what_is_wrong_is_said_before_there_is_a_run(
 def test_rewards_that_fail_stop_the_run_and_say_where(model: Path, rewards: Path, asked: Path, tmp_path: Path) -> None:
     for name, words in (
         ("broken", r"reward broken raised KeyError: 'no such thing'; one by one, response 0"),
+        ("hanging", r"reward hanging took longer than 0.2 s for 4 responses"),
+        ("undefined", r"reward undefined: the reward of response 0 is nan, rewards must be finite \(4 of 4"),
+        ("Foreign", r"the tokenizer of reward Foreign has 7 tokens and the policy's 9\d\d, .*'any' if that is meant"),
         ("nothing", r"equal in each of the 2 rollout batches \(the last: 0\), so nothing was learned"),
     ):
         run = tmp_path / name
         typed = flags(model, method="grpo", prompts=asked, reward=f"{rewards}:{name}", run=run)
+        typed += ["--rl.reward-time-limit", "0.2"] if name == "hanging" else []
         refused(TrainingError, words, typed)
         assert Run.read(run).state == "failed"
         assert "unfinished" in build_report(Run.read(run)).html()

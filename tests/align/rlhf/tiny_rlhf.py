@@ -63,6 +63,26 @@ class Counting:
         return [float(len(text)) for text in responses]
 
 
+def hanging(prompts, responses):
+    import time
+
+    time.sleep(5)
+
+
+def undefined(prompts, responses):
+    return [float("nan") for _ in responses]
+
+
+class Foreign:
+    """A reward model that reads texts with a tokenizer of its own."""
+
+    class tokenizer:
+        vocab_size = 7
+
+    def score(self, prompts, responses):
+        return [0.0 for _ in responses]
+
+
 text = "no reward"
 '''
 

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from typing import Any
 
-from alignlab.align.rl.rewards import RewardError
+from alignlab.align.rl.rewards import Reward, RewardError, name_of
 
 PROBES = ("The quick brown fox.", "3 + 4 = 7", "don't", " two  spaces", "naïve café", "日本語")
 
 
-def check_reward_tokenizer(reward: object, tokenizer: object, probes: tuple[str, ...] = PROBES) -> None:
+def check_reward_tokenizer(reward: Reward, tokenizer: object, probes: tuple[str, ...] = PROBES) -> None:
     """Refuse a reward model with another tokenizer than the policy's; a reward without a tokenizer passes.
 
     Texts are handed over, not token ids, so another tokenizer is no error in itself: an embedding model has its own,
@@ -19,7 +19,7 @@ def check_reward_tokenizer(reward: object, tokenizer: object, probes: tuple[str,
     theirs = getattr(reward, "tokenizer", None)
     if theirs is None or theirs is tokenizer:
         return
-    name, advice = type(reward).__name__, "set reward_tokenizer to 'any' if that is meant"
+    name, advice = name_of(reward), "set reward_tokenizer to 'any' if that is meant"
     sizes = tuple(getattr(each, "vocab_size", None) for each in (theirs, tokenizer))
     if None not in sizes and sizes[0] != sizes[1]:
         raise RewardError(
