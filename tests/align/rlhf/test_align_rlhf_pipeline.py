@@ -220,3 +220,30 @@ def test_a_language_model_judges_and_is_measured_first(
     told = "No win rate against the base" if "failed" in wins else "prefers the policy to the base"
     assert told in capsys.readouterr().out
     assert "failed" in wins or wins["wins"] + wins["ties"] + wins["losses"] + wins["missing"] == 3
+
+
+@pytest.mark.slow
+def test_the_recipe_of_summaries_runs_on_the_hubs_format(model: Path, tmp_path: Path) -> None:
+    posts, rows = [], []
+    for i in range(24):
+        told = {"subreddit": "AskDocs", "title": f"Title {i}", "post": f"This is post number {i}."}
+        posts.append({**told, "summary": f"Post {i}."})
+        texts = [{"text": f" good {i}", "policy": "sup2"}, {"text": f" bad {i} and long", "policy": "ref"}]
+        rows.append({"info": {"id": f"t3_{i}", **told}, "summaries": texts[:: 1 - 2 * (i % 2)], "choice": i % 2})
+    files = {"comparisons": rows, "posts": posts}
+    for name, lines in files.items():
+        (tmp_path / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in lines))
+    typed = flags(
+        model, demonstrations=tmp_path / "posts.jsonl", prompts=tmp_path / "posts.jsonl", run=tmp_path / "run"
+    )
+    small = ["--max-prompt-tokens", "96", "--sft.rank", "2", "--reward-model.rank", "2", "--sft.row-length", "128"]
+    recipe = str(Path(__file__).parents[3] / "recipes" / "summarise.yaml")
+    assert rlhf([str(tmp_path / "comparisons.jsonl"), "--config", recipe, *typed, *small]) == 0
+    stages = Run.read(tmp_path / "run").stages()
+    counts = stages["material"].output
+    assert counts["examples"] + counts["heldout_prompts"] <= 24  # no summary of a held-out post was learned
+    assert counts["judge_comparisons"] > 0
+    row = json.loads((tmp_path / "run" / "artifacts" / "measured.jsonl").read_text().splitlines()[0])
+    assert row["prompt"].startswith("SUBREDDIT: r/AskDocs\n\nTITLE: ")
+    assert row["prompt"].endswith("\n\nTL;DR:")
+    assert "sft" in stages["measures"].output["wins"]
