@@ -9,7 +9,9 @@ its minutes are over and says so. Every one leaves a file in --out/agents and is
 what is there. It prints the scores of test episodes with intervals over episodes and over seeds, the method against
 each other arm, paired by the episodes' beginnings and corrected by Holm, how right the reward model is, and alarms
 where learned and true reward part. --out/results.json has all of it, --out/table.txt the table, --out/logs every
-agent's metrics. --part speed measures what an update and a step cost, which says what a budget of minutes buys.
+agent's metrics. --part speed measures what an update and a step cost, which says what a budget of minutes buys;
+--part reward fits a reward model to clips of scripted players who slip more or less, without any learning to play, and
+prints how often it orders fresh pairs as the score does.
 """
 
 from __future__ import annotations
@@ -23,15 +25,21 @@ from dataclasses import asdict, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from alignlab.align.atari.arms import ARMS
+from alignlab.align.atari.clip_reward import ClipReward, draw_clips
+from alignlab.align.atari.demonstrations import record_demonstrations
 from alignlab.align.atari.learning import learn_atari
 from alignlab.align.atari.measures import METHOD, ArmResult, as_lines, as_record, measure_arm
+from alignlab.align.atari.replay import Episodes, Replay
 from alignlab.align.atari.settings import SCALES, AtariSettings
 from alignlab.align.trajectories.teacher import SyntheticTeacher
 from alignlab.core.device import pick_device
 from alignlab.core.files import append_jsonl, atomic_write
+from alignlab.core.rng import numpy_generator, torch_generator
+from alignlab.stats.interval import wilson
 
 DEFAULT_ARMS = {METHOD: 3, "true reward": 2, "demonstrations": 3}
 """Seeds of each arm, those that train longest first."""
@@ -39,7 +47,7 @@ DEFAULT_ARMS = {METHOD: 3, "true reward": 2, "demonstrations": 3}
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--part", choices=("train", "table", "speed", "agent"), default="train")
+    parser.add_argument("--part", choices=("train", "table", "speed", "reward", "agent"), default="train")
     parser.add_argument("--scale", choices=tuple(SCALES), default="smoke")
     parser.add_argument("--game", default="boxing")
     parser.add_argument("--arms", nargs="+", default=[f"{a}:{n}" for a, n in DEFAULT_ARMS.items()], help="ARM:SEEDS")
@@ -186,13 +194,53 @@ def speed(options: argparse.Namespace) -> None:
     atomic_write(options.out / "speed.json", json.dumps({"steps_a_second": short.copies / each, **found}))
 
 
+def scripted(settings: AtariSettings, device: torch.device, first: int) -> Replay:
+    """Play of scripted players who slip a little, often, mostly, always, each from a seed of its own."""
+    shown = [
+        record_demonstrations(settings.game, steps=settings.demonstrated, slips=slips, seed=seed, size=settings.size)
+        for seed, slips in enumerate((0.15, 0.5, 0.8, 1.0), first)
+    ]
+    episodes = Episodes(*(np.concatenate([getattr(s, f.name) for s in shown]) for f in fields(Episodes)))
+    return Replay(1, settings.size, settings.replay, episodes, device=device)
+
+
+def reward(options: argparse.Namespace) -> None:
+    """The reward model alone: its agreement with the score on pairs of other play, after each tenth of its updates."""
+    settings, device, lines = settings_of(options), pick_device(options.device), []
+    generator, rng, teacher = torch_generator(0, device), numpy_generator(0), SyntheticTeacher()
+    count = 4 * settings.test_pairs
+    learn, test = (
+        [draw_clips(replay, replay.filled(), n, settings.length, generator) for _ in range(2)]
+        for replay, n in ((scripted(settings, device, 0), settings.labels), (scripted(settings, device, 10), count))
+    )
+    part = max(1, settings.reward.first_updates // 10)
+    fitting = replace(settings.reward, first_updates=part, updates=part)
+    model = ClipReward(fitting, size=settings.size, seed=0, device=device)
+    model.add(*learn, teacher.judge(learn[0].segments(), learn[1].segments(), rng))
+    truth = teacher.judge(test[0].segments(), test[1].segments(), rng)
+    for done in range(1, 11):
+        loss = model.fit()
+        with torch.no_grad():
+            slices = torch.arange(count, device=device).split(64)
+            first, second = (torch.cat([model.sums(clips.pick(some)) for some in slices]) for clips in test)
+        right = ((first > second).cpu().numpy() == (truth == 1))[truth != 0.5]
+        told = wilson(int(right.sum()), len(right)) if len(right) else "no pair differs"
+        lines.append(f"{done * part} updates, loss {loss:.3f}, orders fresh pairs as the score does: {told}")
+        print(lines[-1], flush=True)
+    tied = np.mean(model.labels == 0.5)
+    lines.append(f"{options.game}, scale {options.scale}: {len(model)} comparisons, {tied:.0%} of them ties")
+    print(lines[-1])
+    options.out.mkdir(parents=True, exist_ok=True)
+    atomic_write(options.out / "reward.txt", "\n".join(lines) + "\n")
+
+
 def main(argv: list[str] | None = None) -> None:
     options = arguments(argv)
     if options.part == "agent":
         arm, _, seed = options.agent.rpartition(":")
         train_agent(options, arm, int(seed))
     else:
-        {"train": train, "table": table, "speed": speed}[options.part](options)
+        {"train": train, "table": table, "speed": speed, "reward": reward}[options.part](options)
 
 
 if __name__ == "__main__":

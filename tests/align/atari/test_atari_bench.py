@@ -45,6 +45,9 @@ def test_the_experiment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert "random actions" in capsys.readouterr().out
     module.main([*flags, "--part", "speed"])
     assert "steps/s" in capsys.readouterr().out
+    module.main([*flags, "--part", "reward"])
+    assert capsys.readouterr().out.count("orders fresh pairs as the score does") == 10
+    assert (out / "reward.txt").is_file()
 
 
 def test_the_plan_and_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

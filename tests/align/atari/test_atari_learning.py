@@ -61,6 +61,13 @@ def test_values_follow_the_rewards() -> None:
     assert values.tolist() == pytest.approx([-0.3, 0.0, 0.3], abs=0.05)
 
 
+def test_copies_explore_differently() -> None:
+    shares = TINY.agent.random_shares(4)
+    assert shares.tolist() == pytest.approx([0.4 * (0.002 / 0.4) ** (i / 3) for i in range(4)], rel=1e-5)
+    with pytest.raises(ConfigError, match="exploration"):
+        replace(TINY.agent, exploration=(0.4, 0.0))
+
+
 def test_a_loss_that_is_no_number() -> None:
     agent = Agent(3, TINY.agent, size=36, seed=0)
     with pytest.raises(TrainingError, match="the agent's loss is nan after 0 updates"):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 from dataclasses import dataclass
 
 import torch
@@ -31,7 +32,7 @@ class AgentSettings:
     """Steps an update learns from."""
     target_every: int = 500
     """Updates after which the target network becomes the agent's."""
-    margin: float = 0.2
+    margin: float = 0.5
     """By how much the demonstrated action should be better than any other, in units of value."""
     margin_weight: float = 1.0
     """Of the margin's loss beside the temporal difference's."""
@@ -39,8 +40,8 @@ class AgentSettings:
     """Of AdamW, in place of the paper's L2 penalty."""
     clip: float = 10.0
     """Largest norm of a gradient."""
-    exploration: tuple[float, float] = (0.1, 0.01)
-    """Share of random actions at the beginning and from a fifth of the steps on."""
+    exploration: tuple[float, float] = (0.4, 0.002)
+    """Share of random actions of the most and the least curious copy of the game."""
 
     def __post_init__(self) -> None:
         for name in ("width", "hidden", "batch_size", "target_every"):
@@ -49,12 +50,12 @@ class AgentSettings:
             require(getattr(self, name) > 0, name, getattr(self, name), "a positive number")
         for name in ("margin_weight", "weight_decay"):
             require(getattr(self, name) >= 0, name, getattr(self, name), "0 or a positive number")
-        require(all(0 <= e <= 1 for e in self.exploration), "exploration", self.exploration, "numbers from 0 to 1")
+        require(all(0 < e <= 1 for e in self.exploration), "exploration", self.exploration, "numbers above 0 to 1")
 
-    def random_share(self, progress: float) -> float:
-        """Share of random actions after that share of the steps."""
-        begin, later = self.exploration
-        return begin + (later - begin) * min(1.0, 5 * progress)
+    def random_shares(self, copies: int, device: torch.device | str = "cpu") -> Float[Tensor, " copies"]:
+        """Share of random actions of each copy, equally far apart in ratio (Horgan et al. 2018, Ape-X)."""
+        most, least = (math.log(share) for share in self.exploration)
+        return torch.linspace(most, least, copies, device=device).exp()
 
 
 class Agent:
@@ -74,11 +75,11 @@ class Agent:
         self.generator = torch_generator(derive_seed(seed, "agent"), device)
 
     @torch.no_grad()
-    def act(self, stacks: UInt8[Tensor, "copies 4 size size"], random_share: float) -> Int[Tensor, " copies"]:
+    def act(self, stacks: UInt8[Tensor, "copies 4 size size"], shares: Tensor | float) -> Int[Tensor, " copies"]:
         """The likeliest action of each, or with that chance any."""
         best = self.online(stacks).argmax(dim=1)
         any_action = torch.randint(self.actions, best.shape, generator=self.generator, device=best.device)
-        free = torch.rand(best.shape, generator=self.generator, device=best.device) < random_share
+        free = torch.rand(best.shape, generator=self.generator, device=best.device) < shares
         return torch.where(free, any_action, best)
 
     def learn(self, replay: Replay, reward: str) -> Tensor:

@@ -121,10 +121,10 @@ def _play(
     first = torch.ones(settings.copies, dtype=torch.bool, device=device)
     latest, steps = LatestFrames(settings.copies, settings.size, device), 0
     learned = torch.zeros(settings.copies, device=device)
-    warm = settings.first_steps
+    warm, shares = settings.first_steps, settings.agent.random_shares(settings.copies, device)
     while steps < settings.steps and not clock.over():
         latest.see(frames, first)
-        actions = agent.act(latest.stacks, settings.agent.random_share(steps / settings.steps))
+        actions = agent.act(latest.stacks, shares)
         if questions is not None and len(questions.model):
             learned = questions.model.rewards(latest.stacks)
         games.send(actions.cpu().numpy())
