@@ -182,7 +182,7 @@ def main(model: Path, folder: Path, kills: int, seed: int) -> None:
     duration = time.monotonic() - started
     moments, done = random.Random(seed), 0
     for _ in range(kills):
-        done += in_child(config, folder / "killed", moments.uniform(0.2, 1.0) * duration)
+        done += in_child(config, folder / "killed", moments.uniform(0.3, 1.7) * duration / kills)
     in_child(config, folder / "killed", None)
     whole, killed = results(folder / "whole"), results(folder / "killed")
     different = sorted(name for name in whole.keys() | killed.keys() if whole.get(name) != killed.get(name))
