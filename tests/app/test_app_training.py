@@ -44,7 +44,7 @@ def test_the_parts_of_the_page(rl_runs: Path) -> None:
     training = data.training_of(rl_runs / "hacked")
     assert training is data.training_of(rl_runs / "hacked")
     found = training.alarms()
-    assert [alarm.name for alarm in found] == ["reward hacking"]
+    assert {alarm.name for alarm in found} == {"reward hacking"}
     assert "GRPO, 48 of 48 steps" in data.state_html(training)
     assert "while the gold reward fell by" in data.alarms_html(training, found)
     assert "% of the 12 allowed are spent" in data.budget_html(training, 12.0)
@@ -80,14 +80,14 @@ def test_a_training_is_watched_while_it_grows(rl_server: Server, rl_runs: Path, 
         with open(run.path / "metrics.jsonl", "ab") as stream:
             stream.write(b'{"step": 61, "grpo/rew')  # a line that is being written
         page.get_by_text("GRPO, 60 of 60 steps").wait_for()
-        page.get_by_role("row", name="reward hacking").wait_for()
+        page.get_by_role("row", name="reward hacking").first.wait_for()
         page.get_by_role("heading", name="Answers of step 60").wait_for()
         assert page.evaluate("window.bitten") is None
         assert any(HOSTILE in shown for shown in page.locator(".verbatim").all_inner_texts())
         page.get_by_label("KL that may be spent, nats a response").fill("4")
         page.keyboard.press("Enter")
         page.get_by_text("of the 4 allowed are spent").wait_for()
-        page.get_by_role("row", name="KL budget").wait_for()
+        page.get_by_role("row", name="KL budget").first.wait_for()
         page.get_by_role("slider").press("Home")
         page.get_by_role("heading", name="Answers of step 1", exact=True).wait_for()
         assert not page.get_by_label("Follow the newest step").is_checked()

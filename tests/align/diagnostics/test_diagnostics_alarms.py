@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
+import json
 import math
+import subprocess
+import sys
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -16,29 +18,10 @@ from alignlab.align.diagnostics.alarms import Alarm, Limits, Look, alarms, looks
 from alignlab.align.diagnostics.changes import Block, block_of, change, level, slope_within
 from alignlab.align.diagnostics.history import History, StepResponses
 from alignlab.align.diagnostics.kl_budget import kl_budget
+from alignlab.align.diagnostics.simulated import FAILURES, healthy, spoilt
 from alignlab.core.errors import ConfigError
 
-spec = importlib.util.spec_from_file_location("planted", Path(__file__).parent / "planted.py")
-assert spec is not None
-assert spec.loader is not None
-planted = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(planted)
-healthy, spoilt = planted.healthy, planted.spoilt
-
 LIMITS = Limits(kl_budget=15.0, total_steps=60)
-COURSES: dict[str, tuple[str, Any]] = {
-    "entropy collapse": ("entropy", lambda t: 2 * (1 - t) ** 3 + 0.02),
-    "value function": ("explained_variance", lambda t: -0.5),
-    "clipping": ("clip_fraction", lambda t: 0.1 + 0.5 * t),
-    "sampler drift": ("mismatch_mean", lambda t: 0.01 + 0.08 * t * t),
-    "repetition": ("repetition", lambda t: 0.05 + 0.7 * t * t),
-    "sameness": ("distinct", lambda t: 0.7 - 0.6 * t),
-    "answers do not end": ("ended", lambda t: 0.9 - 0.7 * t),
-    "equal groups": ("equal_groups", lambda t: 8 * min(1.0, 0.3 + t)),
-    "length collapse": ("response_length", lambda t: 40 - 35 * t),
-    "length growth": ("response_length", lambda t: 40 + 80 * t),
-    "KL budget": ("kl", lambda t: 20 * t),
-}
 
 
 def names(found: list[Alarm]) -> list[str]:
@@ -104,9 +87,9 @@ def test_looks_share_one_error_rate_and_come_ever_more_rarely() -> None:
     assert list(looks(7, over=True)) == []
 
 
-@pytest.mark.parametrize("name", list(COURSES))
+@pytest.mark.parametrize("name", list(FAILURES))
 def test_planted_failures_are_found(name: str) -> None:
-    metric, course = COURSES[name]
+    metric, course = FAILURES[name]
     found = {alarm.name: alarm for alarm in alarms(spoilt(metric, course), limits=LIMITS)}
     assert list(found) == [name]
     assert found[name].standing
@@ -166,17 +149,24 @@ def test_numbers_that_are_none_are_told_at_once() -> None:
 
 
 def test_an_alarm_never_changes_while_the_training_goes_on() -> None:
-    rows = spoilt("entropy", COURSES["entropy collapse"][1])
+    rows = spoilt("entropy", FAILURES["entropy collapse"][1])
     for size in (40, 47, 59):
         before = alarms(rows[:size], over=False)
-        after = {alarm.name: alarm for alarm in alarms(rows, over=False)}
-        assert all(after[alarm.name].sentence == alarm.sentence for alarm in before)
+        after = {(alarm.name, alarm.severity): alarm for alarm in alarms(rows, over=False)}
+        assert before
+        assert all(after[alarm.name, alarm.severity].sentence == alarm.sentence for alarm in before)
 
 
 def test_an_alarm_that_is_over_says_so() -> None:
-    rows = spoilt("clip_fraction", lambda t: 0.6 if t < 0.5 else 0.05)
+    rows = spoilt("clip_fraction", lambda t: 0.4 if t < 0.5 else 0.05)
     (found,) = alarms(rows)
     assert (found.name, found.standing) == ("clipping", False)
+
+
+def test_a_warning_that_becomes_serious_is_given_once_more() -> None:
+    rows, records = healthy(0, 140, gold=lambda t: 2 * t if t < 0.4 else 0.8 - 4 * (t - 0.4))
+    given = [(alarm.name, alarm.severity) for alarm in alarms(rows, responses=records)]
+    assert given == [("reward hacking", "warning"), ("reward hacking", "serious")]
 
 
 def test_odd_histories_give_nothing() -> None:
@@ -231,3 +221,19 @@ def test_a_look_names_its_quarter() -> None:
     rows = [{"kl": float(i)} for i in range(8)]
     look = Look(History.of(rows), Limits(), 0.05)
     assert [look.mean("kl", i) for i in range(4)] == [0.5, 2.5, 4.5, 6.5]
+
+
+@pytest.mark.slow
+def test_the_table_of_error_rates_is_made(tmp_path: Path) -> None:
+    script = Path(__file__).parents[3] / "bench" / "alarm_rates.py"
+    out = tmp_path / "rates.json"
+    done = subprocess.run(
+        [sys.executable, str(script), "--trainings", "1", "--json", str(out)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    tables = json.loads(out.read_text())
+    assert set(FAILURES) < {row["case"] for row in tables["planted"]}
+    assert all(row["given"] == 1 for row in tables["planted"] if row["case"] in FAILURES)
+    assert "healthy, any alarm" in done.stdout

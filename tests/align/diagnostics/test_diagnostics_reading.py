@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
@@ -13,14 +12,10 @@ from alignlab.__main__ import main
 from alignlab.align.diagnostics.history import StepResponses
 from alignlab.align.diagnostics.reading import read_training
 from alignlab.align.diagnostics.response_log import FILE, ResponseLog, Sample, StepRecord
+from alignlab.align.diagnostics.simulated import healthy, spoilt
 from alignlab.core.errors import RunError
 from alignlab.core.runs import Run
 
-spec = importlib.util.spec_from_file_location("planted", Path(__file__).parent / "planted.py")
-assert spec is not None
-assert spec.loader is not None
-planted = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(planted)
 HOSTILE = "<script>window.bitten = 1</script> ${1} {{7}}"
 
 
@@ -42,7 +37,7 @@ def said(capsys: pytest.CaptureFixture[str], *arguments: str) -> tuple[int, str,
 
 
 def test_a_spoilt_training_in_words_and_as_a_page(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    rows, records = planted.healthy(0, gold=lambda t: -1.5 * t)
+    rows, records = healthy(0, gold=lambda t: -1.5 * t)
     run = plant(tmp_path / "hacked", rows, records, ppo={"steps": 80})
     code, out, err = said(capsys, str(run.path), "--kl-budget", "9", "--gate")
     assert (code, err) == (1, "")
@@ -62,7 +57,7 @@ def test_a_spoilt_training_in_words_and_as_a_page(tmp_path: Path, capsys: pytest
 def test_a_healthy_training_without_responses_says_what_could_not_be_looked_for(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    rows, _ = planted.healthy(0)
+    rows, _ = healthy(0)
     for row in rows:
         for name in ("gold", "repetition", "explained_variance"):
             row.pop(f"ppo/{name}")
@@ -105,7 +100,7 @@ def test_runs_with_nothing_to_diagnose_get_one_sentence(
 def test_no_run_a_broken_one_and_a_method_that_is_not_there(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(RunError, match="no such directory"):
         read_training(tmp_path / "none")
-    run = plant(tmp_path / "run", planted.healthy(0, 10)[0])
+    run = plant(tmp_path / "run", healthy(0, 10)[0])
     assert "trained nothing by grpo" in said(capsys, str(run.path), "--method", "grpo")[2]
     assert "kl_budget is -1" in said(capsys, str(run.path), "--kl-budget", "-1")[2]
     assert "no reward model" in said(capsys, str(run.path), "--reward", str(tmp_path))[2] or "--step" in said(
@@ -117,7 +112,7 @@ def test_no_run_a_broken_one_and_a_method_that_is_not_there(tmp_path: Path, caps
 
 
 def test_hostile_lines_are_left_out_and_counted(tmp_path: Path) -> None:
-    run = plant(tmp_path / "run", planted.healthy(0, 12)[0])
+    run = plant(tmp_path / "run", healthy(0, 12)[0])
     path = run.path / "metrics.jsonl"
     lines = [
         b"[" * 100_000, b"null", b'{"ppo/kl": 3}', b'{"step": true}', b'{"step": 1e400}', b"\x00\xff",
@@ -134,7 +129,7 @@ def test_hostile_lines_are_left_out_and_counted(tmp_path: Path) -> None:
 
 
 def test_of_several_methods_the_last_or_the_named_one(tmp_path: Path) -> None:
-    rows = planted.healthy(0, 10)[0]
+    rows = healthy(0, 10)[0]
     moved = [{name.replace("ppo/", "grpo/"): value for name, value in row.items()} for row in rows]
     for row in moved:
         row["step"] += 10
@@ -147,7 +142,7 @@ def test_of_several_methods_the_last_or_the_named_one(tmp_path: Path) -> None:
 
 def test_a_run_at_work_is_read_without_its_lock_and_is_not_over(tmp_path: Path) -> None:
     with Run.create({}, name="rl", path=tmp_path / "run") as run:
-        for i, row in enumerate(planted.spoilt("clip_fraction", lambda t: 0.6, steps=9)):
+        for i, row in enumerate(spoilt("clip_fraction", lambda t: 0.6, steps=9)):
             run.log(i + 1, {name: value for name, value in row.items() if name != "step"})
             if i >= 7:
                 training = read_training(run.path)
@@ -156,6 +151,6 @@ def test_a_run_at_work_is_read_without_its_lock_and_is_not_over(tmp_path: Path) 
 
 
 def test_what_the_record_says_survives_json(tmp_path: Path) -> None:
-    run = plant(tmp_path / "run", planted.spoilt("clip_fraction", lambda t: 0.6))
+    run = plant(tmp_path / "run", spoilt("clip_fraction", lambda t: 0.6))
     found = read_training(run.path).alarms()
     assert json.loads(json.dumps([alarm.as_dict() for alarm in found]))[0]["name"] == "clipping"

@@ -24,7 +24,6 @@ from alignlab.align.rl.grpo import train_grpo
 from alignlab.core.runs import Run
 from alignlab.lm.types import Prompt
 
-
 pytestmark = pytest.mark.slow  # the first generation in a process compiles
 
 

@@ -157,19 +157,21 @@ def alarms(
     `history` is a result's (`PPOResult.history`, `RLResult.history`) or a run's logged rows; `responses` makes tests of
     reward, gold and length run over prompts. `over` says that no step will follow, which gives the last step a look of
     its own. Otherwise an alarm depends on no later step, so it never changes while a training goes on, except that
-    `standing` says whether the latest look still finds it.
+    `standing` says whether the latest look still finds it. A warning that becomes serious is given once more.
     """
     from alignlab.align.diagnostics.checks import CHECKS, not_finite
 
     whole = history if isinstance(history, History) else History.of(history, responses)
     limits = limits or Limits()
-    found: dict[str, Alarm] = {}
+    found: dict[tuple[str, str], Alarm] = {}
     standing: set[str] = set()
     for size, share in looks(len(whole), over=over):
         look = Look(whole.first(size), limits, limits.alpha * share)
         given = [alarm for check in CHECKS if (alarm := check(look)) is not None]
         standing = {alarm.name for alarm in given}
-        found = {**{alarm.name: alarm for alarm in given}, **found}
+        for alarm in given:  # a warning, and once more where it becomes serious
+            if (alarm.name, "serious") not in found:
+                found.setdefault((alarm.name, alarm.severity), alarm)
     given_at_once = not_finite(whole)
     every = [*given_at_once, *(_marked(alarm, alarm.name in standing) for alarm in found.values())]
     return sorted(every, key=lambda alarm: alarm.step)

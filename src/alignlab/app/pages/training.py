@@ -50,9 +50,7 @@ def build(context: AppContext) -> None:
         return _show(context.runs_dir, picked, nats, at, newest)
 
     def tick(picked: str | None, nats: float | None, at: float | None, newest: bool, mark: str) -> list[Any]:
-        from alignlab.app.training_data import mark as now
-
-        if picked is None or now(context.runs_dir / picked) == mark:
+        if picked is None or not _changed(context.runs_dir, picked, mark):
             return [gr.skip()] * len(shown)
         found = show(picked, nats, at, newest)
         if not newest:  # the reader may have moved on while this was made: only the slider's end is new
@@ -65,15 +63,8 @@ def build(context: AppContext) -> None:
         return [found[shown.index(one)] for one in (plot, alarms, account)]
 
     def opened(wanted: list[str]) -> list[Any]:
-        from alignlab.app.training_data import choices
-
-        there = choices(context.runs_dir, wanted)
-        known = [one for _, one in there]
-        asked = next((one for one in wanted if one in known), known[0] if known else None)
+        there, asked = _asked(context.runs_dir, wanted)
         return [gr.update(choices=there, value=asked), *show(asked, None, None, True)]
-
-    def turned(picked: str | None, at: float) -> str:
-        return _answers(context.runs_dir, picked, at)
 
     def followed(picked: str | None, nats: float | None, at: float | None, newest: bool) -> list[Any]:
         return show(picked, nats, at, newest) if newest else [gr.skip()] * len(shown)
@@ -83,7 +74,7 @@ def build(context: AppContext) -> None:
     name.input(show, controls, shown, **quiet)
     gr.on([budget.submit, budget.blur], spend, [name, budget], [plot, alarms, account], **quiet)
     gr.on([step.input, step.release], lambda: False, [], follow, **quiet)
-    step.change(turned, [name, step], answers, **quiet)
+    step.change(lambda picked, at: _answers(context.runs_dir, picked, at), [name, step], answers, **quiet)
     follow.input(followed, controls, shown, **quiet)
     gr.Timer(_EVERY_SECONDS).tick(tick, [*controls, seen], shown, **quiet)
 
@@ -112,6 +103,21 @@ def _show(root: Path, picked: str | None, nats: float | None, at: float | None, 
         return [data.state_html(training), drawn, *parts, slider, data.answers_html(training, where), before]
     except AlignlabError as error:
         return [notice(str(error)), None, "", "", gr.skip(), "", before]
+
+
+def _changed(root: Path, picked: str, mark: str) -> bool:
+    from alignlab.app import training_data as data
+
+    return data.mark(root / picked) != mark
+
+
+def _asked(root: Path, wanted: list[str]) -> tuple[list[tuple[str, str]], str | None]:
+    """The runs to choose from, and the one that the address names, else the newest."""
+    from alignlab.app.training_data import choices
+
+    there = choices(root, wanted)
+    known = [name for _, name in there]
+    return there, next((name for name in wanted if name in known), known[0] if known else None)
 
 
 def _slider(steps: list[int], at: int | None) -> Any:

@@ -1,4 +1,4 @@
-"""Trainings that never were: healthy ones, and healthy ones with one thing gone wrong."""
+"""Trainings that never were: healthy ones, and healthy ones with one thing gone wrong. Alarms are measured on them."""
 
 from __future__ import annotations
 
@@ -73,3 +73,19 @@ def spoilt(name: str, course: Callable[[float], float], seed: int = 0, **more: A
         value = course((i + 1) / len(rows))
         row[f"ppo/{name}"] = float(value + abs(value) * rng.normal(0, 0.05))
     return rows
+
+
+FAILURES: dict[str, tuple[str, Callable[[float], float]]] = {
+    "entropy collapse": ("entropy", lambda t: 2 * (1 - t) ** 3 + 0.02),
+    "value function": ("explained_variance", lambda t: -0.5),
+    "clipping": ("clip_fraction", lambda t: 0.1 + 0.5 * t),
+    "sampler drift": ("mismatch_mean", lambda t: 0.01 + 0.08 * t * t),
+    "repetition": ("repetition", lambda t: 0.05 + 0.7 * t * t),
+    "sameness": ("distinct", lambda t: 0.7 - 0.6 * t),
+    "answers do not end": ("ended", lambda t: 0.9 - 0.7 * t),
+    "equal groups": ("equal_groups", lambda t: 8 * min(1.0, 0.3 + t)),
+    "length collapse": ("response_length", lambda t: 40 - 35 * t),
+    "length growth": ("response_length", lambda t: 40 + 80 * t),
+    "KL budget": ("kl", lambda t: 20 * t),
+}
+"""For an alarm, the metric that goes wrong and its course over time in [0, 1]."""
