@@ -1,7 +1,7 @@
 """Helpful and harmless on one model: a sweep of weights, bounds on harmlessness, a strict order, and their front.
 
     python bench/helpful_harmless.py                                                   # small, on a CPU
-    python bench/helpful_harmless.py --data PAIRS.jsonl.gz --device cuda --jobs 10 --out DIR
+    python bench/helpful_harmless.py --data PAIRS.jsonl.gz --device cuda --jobs 4 --out DIR
 
 One reward model with two heads on the policy's trunk (an adapter of its own) learns `harmless` from the comparisons of
 `--data` and `helpful` from those of `--helpful`. Without `--helpful` the helpful comparisons are made from the texts of
@@ -72,7 +72,7 @@ SMALL: dict[str, Any] = {
 }  # fmt: skip
 LARGE: dict[str, Any] = {
     "pairs": 1_000_000, "prompts": 160, "steps": 28, "groups": 16, "group": 8, "max_tokens": 48, "answers": 4,
-    "microbatch": 64, "reward_batch": 32, "running": 128,
+    "microbatch": 32, "reward_batch": 32, "running": 128,
 }  # fmt: skip
 MEANINGS = {
     "pairs": "comparisons of each objective to learn from at most",
@@ -158,7 +158,9 @@ def combinations(options: argparse.Namespace) -> dict[str, ObjectivesConfig]:
         found[f"weight {weight:g}"] = ObjectivesConfig("weighted", both, normalise="running")
     for bound in options.bounds:
         bounds = {HARMLESS: bound}
-        found[f"bound {bound:g}"] = ObjectivesConfig("constrained", maximise=HELPFUL, bounds=bounds, normalise="none")
+        found[f"bound {bound:g}"] = ObjectivesConfig(
+            "constrained", maximise=HELPFUL, bounds=bounds, normalise="none", rate=1.0, proportional=1.0
+        )  # a few dozen steps are all that a multiplier has
     order, tolerances = (HARMLESS, HELPFUL), {HARMLESS: options.tolerance}
     found["strict order"] = ObjectivesConfig("lexicographic", order=order, tolerances=tolerances, normalise="none")
     return found
@@ -183,6 +185,7 @@ def run_all(jobs: list[str], options: argparse.Namespace, argv: Sequence[str]) -
                 with log_file(options, name).open("wb") as log:
                     command = [sys.executable, str(Path(__file__).resolve()), *argv, "--job", name]
                     environment = {**os.environ, "OMP_NUM_THREADS": threads}
+                    environment.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
                     running[name] = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
             for name, process in list(running.items()):
                 if process.poll() is not None:
@@ -267,7 +270,7 @@ def make_rewards(lm: LanguageModel, options: argparse.Namespace) -> dict[str, An
     seed, on_gpu = derive_seed(options.seed, "rewards") % 2**31, options.device != "cpu"
     lora = LoraConfig(rank=options.reward_rank, alpha=2.0 * options.reward_rank, targets=(ALL_LINEAR,), seed=seed)
     model = PreferenceModel(
-        lm, lora=lora, max_length=LENGTH, batch_size=4 * options.microbatch, seed=seed, heads=HeadConfig(OBJECTIVES)
+        lm, lora=lora, max_length=LENGTH, batch_size=2 * options.microbatch, seed=seed, heads=HeadConfig(OBJECTIVES)
     )
     train = TrainConfig(learning_rate=5e-4, warmup_steps=10 if on_gpu else 1, precision=precision_of(lm), seed=seed)
     config = RewardConfig(epochs=1.0, batch_size=options.reward_batch, loss=RewardLoss(centre=0.01), train=train)
@@ -338,7 +341,7 @@ def make_point(lm: LanguageModel, job: str, options: argparse.Namespace) -> dict
     name, _, seed = job.rpartition(", ")
     rewards = read_json(result_file(options, "rewards"))
     model = PreferenceModel.load(options.out / "reward", lm)
-    model.batch_size = 4 * options.microbatch
+    model.batch_size = 2 * options.microbatch
     heads = SharedHeads(model, {objective: tuple(scale) for objective, scale in rewards["scales"].items()})
     prompts = read_json(options.out / "prompts.json")
     sampler = sampler_for(lm, options)

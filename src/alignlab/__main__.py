@@ -36,6 +36,7 @@ COMMANDS: dict[str, tuple[str, str]] = {
     "reward": ("alignlab.align.reward.cli:reward", "train, validate and score with reward models"),
     "diagnose": ("alignlab.align.diagnostics.cli:diagnose", "what looks wrong in a training against a reward"),
     "sweep": ("alignlab.research.sweep.cli:sweep", "a command or a function over settings and seeds, in a table"),
+    "pareto": ("alignlab.align.objectives.cli:pareto", "several objectives: the front of a sweep, with intervals"),
     "runs": ("alignlab.core.runs_cli:runs", "list runs, show one, open its report"),
     "report": ("alignlab.align.cli:report", "write the report of an alignment run again"),
 }

@@ -114,7 +114,7 @@ def point_set(records: Iterable[Record], objectives: Sequence[str] = (), minimis
     names = tuple(objectives) or tuple(first.values)
     for name in (*names, *minimise):
         if name not in first.values:
-            raise ConfigError(unknown_name("objective", name, first.values))
+            raise ConfigError(unknown_name(f"objective {name!r}", name, first.values))
     for name in minimise:
         if name not in names:
             raise ConfigError(f"{name!r} is to be small but is none of the chosen objectives {', '.join(names)}")
