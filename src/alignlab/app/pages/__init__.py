@@ -11,6 +11,7 @@ MODULES: tuple[str, ...] = (
     "alignlab.app.pages.home",
     "alignlab.app.pages.runs",
     "alignlab.app.pages.training",
+    "alignlab.app.pages.tradeoffs",
     "alignlab.app.pages.preferences",
     "alignlab.app.pages.clips",
     "alignlab.app.pages.chat",
