@@ -18,6 +18,7 @@ import tempfile
 import time
 import warnings
 from collections.abc import Callable
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -227,7 +228,7 @@ def main() -> None:
             for _ in range(options.rounds):
                 for name in rates:
                     moments, work = sides[name](options.steps + 1)
-                    each = [b - a for a, b in zip(moments[1:], moments[2:], strict=False)]
+                    each = [b - a for a, b in pairwise(moments[1:])]
                     rates[name].append(work / statistics.median(each))
         shown = ", ".join(f"{name} {statistics.median(found):.2f} {units[kind]}" for name, found in rates.items())
         if len(rates) == 2:

@@ -15,6 +15,7 @@ from __future__ import annotations
 import argparse
 import statistics
 import time
+from itertools import pairwise
 from typing import Any
 
 import tokenizers
@@ -129,7 +130,8 @@ def clock() -> Any:
     from transformers import TrainerCallback
 
     class Clock(TrainerCallback):
-        moments = [time.perf_counter()]
+        def __init__(self) -> None:
+            self.moments = [time.perf_counter()]
 
         def on_step_end(self, *_: Any, **__: Any) -> None:
             self.moments.append(time.perf_counter())
@@ -148,7 +150,9 @@ def their_grpo(s: Setting) -> list[float]:
     from datasets import Dataset
     from transformers import LlamaForCausalLM
 
-    config = trl.GRPOConfig(num_generations=s.group, max_completion_length=s.new, max_steps=s.steps, **their_arguments(s))
+    config = trl.GRPOConfig(
+        num_generations=s.group, max_completion_length=s.new, max_steps=s.steps, **their_arguments(s)
+    )
     timed = clock()
     trl.GRPOTrainer(
         model=LlamaForCausalLM(s.their_config()).to(torch.bfloat16), args=config, processing_class=s.their_tokenizer(),
@@ -199,7 +203,7 @@ def main() -> None:
         for name, side in zip(("alignlab", "trl"), SIDES[kind], strict=True):
             if options.only in (None, name):
                 moments = side(setting)
-                each = [b - a for a, b in zip(moments[SKIPPED:], moments[SKIPPED + 1 :], strict=False)]
+                each = [b - a for a, b in pairwise(moments[SKIPPED:])]
                 rates[name] = setting.tokens_per_step / statistics.median(each)
                 print(
                     f"{kind} {name}: {rates[name]:.0f} tokens/s, {statistics.median(each):.3f} s a step "
