@@ -141,6 +141,7 @@ def test_a_run_in_use_and_one_of_other_settings(
     assert "is not a run directory" in refused([*arguments[:3], str(tmp_path / "empty")], capsys)
 
 
+@pytest.mark.slow
 def test_a_full_disk_stops_the_run_and_the_same_command_goes_on(
     model: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -47,7 +47,9 @@ def weights(trainer: PPOTrainer) -> dict[str, Tensor]:
 # A bandit: one token, a reward for each, and the optimum in closed form
 
 
-@pytest.mark.parametrize(("own_reference", "whiten"), [(True, True), (False, False)])
+@pytest.mark.parametrize(
+    ("own_reference", "whiten"), [pytest.param(True, True, marks=pytest.mark.slow), (False, False)]
+)
 @pytest.mark.no_cover
 def test_ppo_solves_the_kl_bandit(make_lm: Callable[..., LanguageModel], own_reference: bool, whiten: bool) -> None:
     """The maximum of E[r] - beta KL(pi || ref) is pi = ref exp(r / beta) / Z; total variation to it ends below 0.03.

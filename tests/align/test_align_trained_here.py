@@ -69,7 +69,7 @@ def corpus(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize(
     ("kind", "method"),
-    [("native", "ppo"), ("gpt2", "dpo"), pytest.param("llama", "ppo", marks=pytest.mark.slow)],
+    [("native", "ppo"), *(pytest.param(*each, marks=pytest.mark.slow) for each in (("gpt2", "dpo"), ("llama", "ppo")))],
 )
 def test_from_raw_text_to_an_aligned_model(
     kind: str, method: str, corpus: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]

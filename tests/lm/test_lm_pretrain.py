@@ -71,6 +71,7 @@ def test_a_model_learns_a_text_by_heart_and_loads_in_transformers(corpus: Path, 
     assert weights.keys() == ours.model.state_dict().keys()
 
 
+@pytest.mark.slow
 def test_an_interrupted_pretraining_ends_in_the_same_bits(corpus: Path, tmp_path: Path) -> None:
     config = config_for(corpus, micro_batch=4, documents=True)
     _, whole = train(config, tmp_path / "whole")
@@ -120,7 +121,8 @@ def test_the_command_trains_and_goes_on(corpus: Path, tmp_path: Path, capsys: py
     assert "5 updates" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("kind", ["ddp", pytest.param("fsdp", marks=pytest.mark.slow)])
+@pytest.mark.slow  # what two processes compute is held by the fast tests of alignlab.train
+@pytest.mark.parametrize("kind", ["ddp", "fsdp"])
 def test_several_processes_leave_one_model_and_their_logs(
     corpus: Path, tmp_path: Path, kind: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:

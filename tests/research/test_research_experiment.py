@@ -79,6 +79,7 @@ def test_a_plain_sentence_and_a_mapping_will_do(tmp_path: Path) -> None:
 
 
 @pytest.mark.no_cover
+@pytest.mark.slow
 def test_the_design_has_the_power_that_was_asked_for() -> None:
     """Items by `design`, 300 simulated experiments with the effect: 0.8 within 0.1 (4.3 standard errors)."""
     method = replace(PLAN, items=0, looks=(0.5, 1.0))

@@ -120,6 +120,7 @@ def test_interval_covers_and_the_bias_is_gone() -> None:
 
 
 @pytest.mark.no_cover
+@pytest.mark.slow
 def test_a_calibrated_model_may_be_calibrated() -> None:
     """100 perfect models: 0 is inside in at least 92 (97.5 % by construction: false alarm 4e-3)."""
     assert coverage(lambda p: p, 400, 100)[0] >= 0.92

@@ -31,6 +31,7 @@ def cases(rng: np.random.Generator, n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 @pytest.mark.parametrize("method", ["threshold", "adaptive"])
+@pytest.mark.no_cover
 def test_coverage_is_guaranteed(method: str) -> None:
     """300 calibration sets of 99 with 200 new items: mean coverage 0.9 within 0.012 (5 standard errors)."""
     rng = np.random.default_rng(0)

@@ -76,6 +76,7 @@ def coverage(n: int, n_sets: int) -> tuple[float, float]:
     return float(first), float(second)
 
 
+@pytest.mark.no_cover
 def test_intervals_cover() -> None:
     """150 sets of 80 items, nominal 95 %: at least 88 % (false alarm 1e-3 at a true 95 %)."""
     assert min(coverage(80, 150)) >= 0.88

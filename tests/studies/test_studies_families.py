@@ -193,6 +193,7 @@ def test_the_whole_study(tmp_path: Path) -> None:
 
 
 @pytest.mark.usefixtures("tiny")
+@pytest.mark.slow
 def test_the_same_seed_finds_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     short = dataclasses.replace(TINY, train_bytes=(3_000,), passes=(1,), budgets=(1e7,))
     monkeypatch.setitem(family_plan.PLANS, "smoke", short)

@@ -77,6 +77,7 @@ def test_holm_runs_over_all_tasks_and_models() -> None:
 
 
 @pytest.mark.no_cover
+@pytest.mark.slow
 def test_equal_models_are_tied_at_the_nominal_rate() -> None:
     """120 times five tasks on which both models have the same chance: any false verdict in at most 5 % (+ 3 sd)."""
     rng = np.random.default_rng(1)

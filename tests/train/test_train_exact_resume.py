@@ -44,8 +44,7 @@ def assert_same_end(a: Path, b: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "deaths"),
-    [("everything", 8), *((name, 4) for name in tiny.OPTIONS if name != "everything")]
-    + [pytest.param(name, 20, marks=pytest.mark.slow) for name in tiny.OPTIONS],
+    [("everything", 8), *(pytest.param(name, 20, marks=pytest.mark.slow) for name in tiny.OPTIONS)],
 )
 def test_killed_at_random_points(tmp_path: Path, name: str, deaths: int) -> None:
     config = tiny.settings(name)

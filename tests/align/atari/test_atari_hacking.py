@@ -27,6 +27,7 @@ def test_one_of_the_two_is_no_parting(learned: list[float], true: list[float]) -
     assert parting(windows(learned, true)) is None
 
 
+@pytest.mark.no_cover
 def test_false_alarms_are_rarer_than_the_level() -> None:
     """The true reward falls for certain and the learned one stays: the worst case. 400 draws; more than 36 alarms at a
     true rate of 5 % have a chance below 0.001."""
