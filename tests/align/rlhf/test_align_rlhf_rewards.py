@@ -155,4 +155,5 @@ def test_configurations_that_contradict_themselves_are_refused() -> None:
 @pytest.mark.parametrize("recipe", ["summarise", "helpful", "arithmetic"])
 def test_the_recipes_are_configurations(recipe: str) -> None:
     config = load_yaml(RLHFConfig, RECIPES / f"{recipe}.yaml")
-    method_config(config.method, config.rl, config.seed)
+    found = method_config(config.method, config.rl, config.seed)
+    assert (found.steps, found.max_tokens) == (config.rl.steps, config.rl.max_tokens)
