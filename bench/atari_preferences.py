@@ -53,6 +53,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--arms", nargs="+", default=[f"{a}:{n}" for a, n in DEFAULT_ARMS.items()], help="ARM:SEEDS")
     parser.add_argument("--steps", type=int, help="of each agent; none: what suits the scale")
     parser.add_argument("--labels", type=int)
+    parser.add_argument("--round-size", type=int, help="comparisons asked at once after the first")
     parser.add_argument("--demonstrated", type=int)
     parser.add_argument("--slips", type=float)
     parser.add_argument("--margin", type=float)
@@ -79,7 +80,7 @@ def planned(options: argparse.Namespace) -> list[tuple[str, int]]:
 
 
 def settings_of(options: argparse.Namespace) -> AtariSettings:
-    names = ("steps", "labels", "demonstrated", "slips", "updates", "threads")
+    names = ("steps", "labels", "round_size", "demonstrated", "slips", "updates", "threads")
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     settings = replace(SCALES[options.scale](), game=options.game, **given)
     if options.margin is not None:
@@ -123,15 +124,16 @@ def train(options: argparse.Namespace) -> None:
 
 def passed_on(options: argparse.Namespace) -> list[str]:
     """The flags that an agent's own process needs."""
-    names = ("scale", "game", "steps", "labels", "demonstrated", "slips", "margin", "updates", "threads", "episodes",
-             "minutes", "device", "out")  # fmt: skip
+    names = ("scale", "game", "steps", "labels", "round_size", "demonstrated", "slips", "margin", "updates", "threads",
+             "episodes", "minutes", "device", "out")  # fmt: skip
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
-    return [word for name, value in given.items() for word in (f"--{name}", str(value))]
+    return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 
 
 def train_agent(options: argparse.Namespace, arm: str, seed: int) -> None:
     """One agent, in this process."""
     torch.set_num_threads(1)
+    torch.set_float32_matmul_precision("high")  # the convolutions' own precision on a GPU
     target, log = file_of(options, arm, seed), options.out / "logs" / file_of(options, arm, seed).name
     log.parent.mkdir(parents=True, exist_ok=True)
     log = log.with_suffix(".jsonl")

@@ -132,6 +132,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--weights", type=float, nargs="+", default=[0.0, 0.25, 0.5, 0.75, 1.0], help="of helpful")
     parser.add_argument("--bounds", type=float, nargs="+", default=[0.25, 0.75], help="least mean of harmless")
+    parser.add_argument("--margin", type=float, default=0.1, help="by which training aims above a bound")
     parser.add_argument("--tolerance", type=float, default=0.5, help="of the strict order, in deviations of harmless")
     for name, text in MEANINGS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=f"{text} ({LARGE[name]} on a GPU)")
@@ -157,10 +158,11 @@ def combinations(options: argparse.Namespace) -> dict[str, ObjectivesConfig]:
         both = {HELPFUL: weight, HARMLESS: 1 - weight}
         found[f"weight {weight:g}"] = ObjectivesConfig("weighted", both, normalise="running")
     for bound in options.bounds:
-        bounds = {HARMLESS: bound}
+        # The policy follows a multiplier many steps late: a fast integral overshoots by far.
         found[f"bound {bound:g}"] = ObjectivesConfig(
-            "constrained", maximise=HELPFUL, bounds=bounds, normalise="none", rate=1.0, proportional=1.0
-        )  # a few dozen steps are all that a multiplier has
+            "constrained", maximise=HELPFUL, bounds={HARMLESS: bound + options.margin}, normalise="none", rate=0.1,
+            proportional=2.0,
+        )  # fmt: skip
     order, tolerances = (HARMLESS, HELPFUL), {HARMLESS: options.tolerance}
     found["strict order"] = ObjectivesConfig("lexicographic", order=order, tolerances=tolerances, normalise="none")
     return found

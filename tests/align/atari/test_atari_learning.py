@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from alignlab.align.atari.agent import Agent
+from alignlab.align.atari.agent import Agent, AgentSettings, LatestFrames
 from alignlab.align.atari.arms import ARMS
 from alignlab.align.atari.cli import AtariTraining, atari, settings_of
 from alignlab.align.atari.learning import evaluate, learn_atari
@@ -72,6 +72,79 @@ def test_a_loss_that_is_no_number() -> None:
     agent = Agent(3, TINY.agent, size=36, seed=0)
     with pytest.raises(TrainingError, match="the agent's loss is nan after 0 updates"):
         agent.check(torch.tensor(float("nan")))
+
+
+class Catch:
+    """A ball falls through eight rows, a paddle below moves by one: +1 for a caught ball, -1 for another, each ends."""
+
+    def __init__(self, copies: int) -> None:
+        self.copies, self.rng = copies, np.random.default_rng(0)
+        self.row, self.ball, self.paddle = (np.zeros(copies, dtype=np.int64) for _ in range(3))
+        self.begin(np.ones(copies, dtype=bool))
+
+    def begin(self, which: np.ndarray) -> None:
+        self.row[which], self.ball[which], self.paddle[which] = 0, self.rng.integers(9, size=which.sum()), 4
+
+    def frames(self) -> torch.Tensor:
+        cells, copies = np.zeros((self.copies, 9, 9), dtype=np.uint8), np.arange(self.copies)
+        cells[copies, self.row, self.ball] = cells[copies, 8, self.paddle] = 255
+        return torch.from_numpy(cells.repeat(4, axis=1).repeat(4, axis=2))
+
+    def step(self, actions: np.ndarray) -> tuple[torch.Tensor, torch.Tensor]:
+        self.paddle = np.clip(self.paddle + actions - 1, 0, 8)
+        self.row += 1
+        ends = self.row == 8
+        rewards = np.where(ends, np.where(self.paddle == self.ball, 1.0, -1.0), 0.0).astype(np.float32)
+        self.begin(ends)
+        return torch.from_numpy(rewards), torch.from_numpy(ends)
+
+
+@pytest.mark.slow
+def test_catches_every_ball() -> None:
+    """The reward comes eight steps after the first action; any policy blind to the ball is at -0.78 or below."""
+    copies, caught = 16, []
+    settings = AgentSettings(width=8, hidden=64, batch_size=64, target_every=200, learning_rate=5e-4)
+    replay, games = Replay(copies, 36, ReplaySettings(capacity=50_000)), Catch(copies)
+    agent, latest, first = Agent(3, settings, size=36, seed=0), LatestFrames(copies, 36, "cpu"), torch.ones(copies) > 0
+    shares = settings.random_shares(copies)
+    for step in range(1400):
+        frames = games.frames()
+        latest.see(frames, first)
+        actions = agent.act(latest.stacks, shares if step < 1300 else 0.0)
+        rewards, ends = games.step(actions.numpy())
+        replay.add(frames, first, actions, rewards, rewards, ends)
+        first = ends
+        if 60 < step < 1300:
+            agent.learn(replay, "true")
+            agent.learn(replay, "true")
+        if step > 1310:
+            caught += rewards[ends].tolist()
+    assert np.mean(caught) > 0.9
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="graphs are recorded on a GPU")
+def test_recorded_updates_are_the_plain_ones(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same draws, the same weights, to the rounding of kernels that add up in no fixed order."""
+
+    def trained() -> tuple[Agent, list[float]]:
+        shown = Episodes(
+            np.random.default_rng(0).integers(256, size=(60, 36, 36), dtype=np.uint8), np.arange(60) % 3,
+            np.ones(60, dtype=np.float32), np.arange(60) % 20 == 19,
+        )  # fmt: skip
+        replay = Replay(1, 36, ReplaySettings(capacity=50, n_step=2), shown, device="cuda")
+        agent = Agent(3, TINY.agent, size=36, seed=0, device="cuda")
+        losses = [agent.imitate(replay).clone() for _ in range(6)]
+        losses += [agent.learn(replay, "true").clone() for _ in range(20)]
+        return agent, torch.stack(losses).tolist()
+
+    recorded_agent, losses = trained()
+    monkeypatch.setattr("alignlab.align.atari.agent.WARM_UP", 1000)
+    plain, expected = trained()
+    assert len(recorded_agent._recorded) == 2
+    assert not plain._recorded
+    assert losses == pytest.approx(expected, rel=1e-3)
+    for one, other in zip(recorded_agent.online.parameters(), plain.online.parameters(), strict=True):
+        torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-4)
 
 
 def test_targets_take_both_networks() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+from collections import Counter
 from dataclasses import dataclass
 
 import torch
@@ -14,6 +15,7 @@ from alignlab.align.atari.losses import double_q_targets, margin_losses, td_loss
 from alignlab.align.atari.networks import STACK, ActionValues, drawn
 from alignlab.align.atari.replay import Batch, Replay
 from alignlab.core.config import require
+from alignlab.core.cuda_graphs import WARM_UP, Work, aside, recorded
 from alignlab.core.errors import TrainingError
 from alignlab.core.rng import derive_seed, torch_generator
 
@@ -28,7 +30,7 @@ class AgentSettings:
     """Units behind the value, and behind the advantages."""
     learning_rate: float = 2.5e-4
     """Of Adam."""
-    batch_size: int = 256
+    batch_size: int = 128
     """Steps an update learns from."""
     target_every: int = 500
     """Updates after which the target network becomes the agent's."""
@@ -70,8 +72,10 @@ class Agent:
         self.target = copy.deepcopy(self.online).requires_grad_(False)
         self.optimiser = torch.optim.AdamW(
             self.online.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, eps=1e-5,
-            fused=True,
+            fused=True, capturable=torch.device(device).type == "cuda",
         )  # fmt: skip
+        self._recorded: dict[tuple[Replay, str], Work] = {}
+        self._warm: Counter[tuple[Replay, str]] = Counter()
         self.generator = torch_generator(derive_seed(seed, "agent"), device)
 
     @torch.no_grad()
@@ -84,6 +88,13 @@ class Agent:
 
     def learn(self, replay: Replay, reward: str) -> Tensor:
         """One update from a batch drawn by priority: temporal differences, and the margin of what was demonstrated."""
+        return self._update(replay, reward, lambda: self._learn(replay, reward))
+
+    def imitate(self, replay: Replay) -> Tensor:
+        """One update from demonstrated steps by the margin's loss alone: no reward of any kind is looked at."""
+        return self._update(replay, "", lambda: self._imitate(replay))
+
+    def _learn(self, replay: Replay, reward: str) -> Tensor:
         batch = replay.draw(self.settings.batch_size, self.generator, reward=reward)
         targets = self.targets(batch)
         values = self.online(batch.stacks)
@@ -97,8 +108,7 @@ class Agent:
         replay.set_errors(batch, chosen - targets)
         return loss.detach()
 
-    def imitate(self, replay: Replay) -> Tensor:
-        """One update from demonstrated steps by the margin's loss alone: no reward of any kind is looked at."""
+    def _imitate(self, replay: Replay) -> Tensor:
         batch = replay.draw_demonstrations(self.settings.batch_size, self.generator)
         loss = margin_losses(self.online(batch.stacks), batch.actions, self.settings.margin).mean()
         self._step(loss)
@@ -114,9 +124,23 @@ class Agent:
         loss.backward()
         torch.nn.utils.clip_grad_norm_(self.online.parameters(), self.settings.clip)
         self.optimiser.step()
+
+    def _update(self, replay: Replay, kind: str, once: Work) -> Tensor:
+        """One update; on a GPU the third of its kind is recorded, and this and all later ones are replays."""
+        loss = once() if self.generator.device.type == "cpu" else self._replayed((replay, kind), once)
         self.updates += 1
         if self.updates % self.settings.target_every == 0:
             self.target.load_state_dict(self.online.state_dict())
+        return loss
+
+    def _replayed(self, key: tuple[Replay, str], once: Work) -> Tensor:
+        if key not in self._recorded:
+            self._warm[key] += 1
+            if self._warm[key] <= WARM_UP:
+                return aside(once)
+            self.optimiser.zero_grad(set_to_none=True)
+            self._recorded[key], _ = recorded(once, generators=[self.generator])
+        return self._recorded[key]()
 
     def check(self, loss: Tensor) -> float:
         """The loss as a number, asked for now and then since it waits for the device; TrainingError if it is none."""

@@ -15,10 +15,11 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from alignlab.core.cuda_graphs import Work
 from alignlab.lm.engine.blocks import ZERO_BLOCK
 from alignlab.lm.engine.decode_batch import DecodeBatch, has_kernel
 from alignlab.lm.engine.paged import Group, PagedBatch, PagedCache, Span
-from alignlab.lm.engine.recorder import Pass, Recorder
+from alignlab.lm.engine.recorder import Recorder
 
 ROW_SIZES = (1, 2, 4, 8, 16, 24, 32, 48, 64, 96, 128, 160, 192, 224, 256, 320, 384, 448, 512)
 """Numbers of rows for which steps are recorded; more rows run unrecorded."""
@@ -37,7 +38,7 @@ class Step:
     tokens: Int[Tensor, "1 row"]
     positions: Int[Tensor, "1 row"]
     table: Int[Tensor, "row block"]
-    replay: Pass
+    replay: Work
     """Gives the hidden states (row, d_model)."""
 
 

@@ -15,9 +15,10 @@ import torch
 from jaxtyping import Float, Int
 from torch import Tensor
 
+from alignlab.core.cuda_graphs import Work
 from alignlab.lm.engine.graphs import ROW_SIZES
 from alignlab.lm.engine.paged import Group, PagedBatch, PagedCache, Span
-from alignlab.lm.engine.recorder import Pass, Recorder
+from alignlab.lm.engine.recorder import Recorder
 
 LENGTHS = (16, 32, 64, 96, 128, 192, 256, 384, 512)
 """Padded lengths that are recorded; longer prompts keep a GPU busy without."""
@@ -35,7 +36,7 @@ class PromptStep:
     slots: Int[Tensor, " total"]
     positions: Int[Tensor, " total"]
     """Always the same; kept because a recorded pass reads them where they are."""
-    replay: Pass
+    replay: Work
 
 
 class PromptGraphs:

@@ -1,4 +1,4 @@
-"""Passes of fixed shape, recorded once as CUDA graphs and replayed.
+"""Workes of fixed shape, recorded once as CUDA graphs and replayed.
 
 A pass over a few tokens of a small model is hundreds of kernels of a few microseconds, and launching them takes longer
 than running them. A recorded graph is launched as one, with the shapes and addresses that it was recorded with.
@@ -7,19 +7,15 @@ than running them. A recorded graph is launched as one, with the shapes and addr
 from __future__ import annotations
 
 import warnings
-from collections.abc import Callable
 from contextlib import ExitStack
 from typing import Any
 
 import torch
-from torch import Tensor
 
+from alignlab.core.cuda_graphs import WARM_UP, Work, aside, recorded
 from alignlab.lm.engine.joined import JoinedProducts
 from alignlab.lm.model import GPTModel
 from alignlab.train.context import replaced
-
-WARM_UP = 2
-Pass = Callable[[], Tensor]
 
 
 class Recorder:
@@ -42,7 +38,7 @@ class Recorder:
         if self.joined is not None:
             self.joined.renew()
 
-    def record(self, once: Pass, *, compiled: bool) -> Pass:
+    def record(self, once: Work, *, compiled: bool) -> Work:
         """`once` as a graph, which returns the same tensor each time; `compiled` blocks have fewer, larger kernels.
 
         Where the compiler fails the blocks are recorded as they are, with a warning.
@@ -63,20 +59,8 @@ class Recorder:
         warnings.warn(f"the engine goes on without torch.compile, which failed: {said[0]}", stacklevel=2)
         return self.record(once, compiled=False)
 
-    def _captured(self, once: Pass) -> Pass:
-        aside = torch.cuda.Stream()
-        aside.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(aside):  # kernels are chosen and tables made before anything is recorded
-            for _ in range(WARM_UP):
-                once()
-        torch.cuda.current_stream().wait_stream(aside)
-        graph = torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self.pool):
-            output = once()
-        self.pool = graph.pool()
-
-        def replay() -> Tensor:
-            graph.replay()
-            return output
-
+    def _captured(self, once: Work) -> Work:
+        for _ in range(WARM_UP):
+            aside(once)
+        replay, self.pool = recorded(once, pool=self.pool)
         return replay
