@@ -223,8 +223,15 @@ def run_job(name: str, options: argparse.Namespace) -> None:
     atomic_write(result_file(options, name), pretty_json(found))
 
 
-def comparisons(lm: LanguageModel, options: argparse.Namespace) -> tuple[list[RewardPair], list[RewardPair], list[str]]:
-    """(to learn from, of other dialogues, where each objective's come from), each pair with its objective."""
+Parts = tuple[list[RewardPair], list[RewardPair], list[RewardPair]]
+"""Comparisons of different dialogues: that the reward learns from, whose prompts the policy learns on, held out."""
+
+
+def comparisons(lm: LanguageModel, options: argparse.Namespace) -> tuple[Parts, list[str]]:
+    """(the three parts, where each objective's come from), each pair with its objective.
+
+    The policy has prompts of its own: on those that a reward model has learned from, it scores higher than on others.
+    """
     if options.data is not None:
         pairs, said = read_pairs(options.data), "the comparisons given"
     else:
@@ -233,7 +240,8 @@ def comparisons(lm: LanguageModel, options: argparse.Namespace) -> tuple[list[Re
     pairs = plain_prompts(PreferenceModel(lm), pairs)
     given = [] if options.helpful is None else plain_prompts(PreferenceModel(lm), read_pairs(options.helpful))
     every = [with_objective(pair, HARMLESS) for pair in pairs] + [with_objective(pair, HELPFUL) for pair in given]
-    parts = [[every[i] for i in part] for part in split_dialogues(every, 0.2, seed=options.seed)]
+    rest, held = split(every, 0.2, options.seed)
+    parts = [*split(rest, 0.25, options.seed), held]
     source = "the comparisons given for it"
     if not given:
         # Made after the split: an answer that stands in two dialogues would join them.
@@ -242,7 +250,12 @@ def comparisons(lm: LanguageModel, options: argparse.Namespace) -> tuple[list[Re
     chosen: list[RewardPair] = []
     for objective in OBJECTIVES:
         chosen += [pair for pair in parts[0] if pair.objective == objective][: options.pairs]
-    return chosen, parts[1], [f"{HARMLESS}: {said}", f"{HELPFUL}: {source}"]
+    return (chosen, parts[1], parts[2]), [f"{HARMLESS}: {said}", f"{HELPFUL}: {source}"]
+
+
+def split(pairs: list[RewardPair], share: float, seed: int) -> tuple[list[RewardPair], list[RewardPair]]:
+    first, second = split_dialogues(pairs, share, seed=seed)
+    return [pairs[i] for i in first], [pairs[i] for i in second]
 
 
 def with_objective(pair: RewardPair, objective: str) -> RewardPair:
@@ -268,7 +281,7 @@ def own_answers(pairs: Sequence[RewardPair], seed: int) -> list[RewardPair]:
 
 def make_rewards(lm: LanguageModel, options: argparse.Namespace) -> dict[str, Any]:
     """Train the reward model, measure each head on other dialogues, scale both on the policy's own answers."""
-    learn, kept, sources = comparisons(lm, options)
+    (learn, practice, kept), sources = comparisons(lm, options)
     seed, on_gpu = derive_seed(options.seed, "rewards") % 2**31, options.device != "cpu"
     lora = LoraConfig(rank=options.reward_rank, alpha=2.0 * options.reward_rank, targets=(ALL_LINEAR,), seed=seed)
     model = PreferenceModel(
@@ -285,13 +298,13 @@ def make_rewards(lm: LanguageModel, options: argparse.Namespace) -> dict[str, An
         own = [pair for pair in kept if pair.objective == objective][: options.pairs]
         right = (margins(heads, own, objective) > 0).astype(float)
         accuracy[objective] = mean_interval(right, clusters=[dialogue_of(pair.prompt) for pair in own]).as_dict()
-    prompts = short_prompts(lm, learn, options.prompts)
+    prompts = short_prompts(lm, practice, options.prompts)
     said = sampler_for(lm, options).generate(prompts, sampling_of(options, "scales", 1))
     scales = heads.fit_scales(prompts, [completion.text for completion in said])
     both = heads.scores(prompts, [completion.text for completion in said])
     save_reward(model, options.out / "reward", {"base": options.model, "pairs": len(learn)})
     atomic_write(options.out / "prompts.json", json.dumps({
-        "learn": short_prompts(lm, learn, len(learn)), "held": short_prompts(lm, kept, options.prompts),
+        "learn": short_prompts(lm, practice, len(practice)), "held": short_prompts(lm, kept, options.prompts),
     }))  # fmt: skip
     counts = {objective: sum(pair.objective == objective for pair in learn) for objective in OBJECTIVES}
     return {

@@ -35,6 +35,12 @@ def test_the_experiment_in_parts(tmp_path: Path, capsys: pytest.CaptureFixture[s
     assert jobs == ["weight 0, 0", "weight 1, 0", "bound -5, 0", "strict order, 0", "untrained, 0"]
     for name in ["rewards", *jobs]:  # in this process, which is quicker than one for each
         bench.run_job(name, options)
+    parts, _ = bench.comparisons(bench.load(options.model, dtype="float32"), options)
+    dialogues = [{bench.dialogue_of(pair.prompt) for pair in part} for part in parts]
+    assert all(len(dialogues[i]) > 1 and not dialogues[i] & dialogues[i - 1] for i in range(3))
+    asked = json.loads((out / "prompts.json").read_text())
+    for part, name in ((1, "learn"), (2, "held")):
+        assert {bench.dialogue_of(prompt) for prompt in asked[name]} <= dialogues[part]
     bench.main([*flags, "--part", "table"])
     results = json.loads((out / "results.json").read_text())
     assert [job["point"] for job in results["jobs"]] == [name.rpartition(", ")[0] for name in jobs]
