@@ -80,6 +80,13 @@ def test_a_reward_that_raises_is_refused_and_the_row_named() -> None:
     assert caught.value.row is None
 
 
+def test_a_reward_written_for_one_response_is_told_how_it_is_called() -> None:
+    with pytest.raises(RewardError, match=r"no attribute 'lower' \(a reward is called with two lists"):
+        Guarded(lambda prompt, response: float("please" in response.lower())).score(PROMPTS, TEXTS)  # type: ignore[attr-defined]
+    with pytest.raises(RewardError, match=r"positional argument.* \(a reward is called with two lists"):
+        Guarded(lambda response: [0.0]).score(PROMPTS, TEXTS)  # type: ignore[arg-type]
+
+
 def test_a_reward_that_hangs_is_given_up_and_the_row_named() -> None:
     release = threading.Event()
 

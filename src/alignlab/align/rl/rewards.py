@@ -87,6 +87,9 @@ def finite_scores(given: object, expected: int, name: str) -> Float[Tensor, " ba
     return scores
 
 
+CALLED = "a reward is called with two lists, all prompts and all responses of a batch, and gives a number for each"
+
+
 @dataclass
 class Guarded:
     """A reward with a time limit and checks; the scores it gives are finite, float32 and as many as the responses.
@@ -116,7 +119,8 @@ class Guarded:
             error = attempt.error
             if isinstance(error, RewardError):  # of a reward within this one, which has said what there is to say
                 raise error
-            raise self._blame(prompts, responses, f"raised {type(error).__name__}: {error}") from error
+            hint = f" ({CALLED})" if isinstance(error, AttributeError | TypeError) else ""
+            raise self._blame(prompts, responses, f"raised {type(error).__name__}: {error}{hint}") from error
         return finite_scores(attempt.value, len(responses), self.name)
 
     def state_dict(self) -> dict[str, Any] | None:
