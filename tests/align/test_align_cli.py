@@ -3,24 +3,18 @@
 from __future__ import annotations
 
 import errno
-import importlib.util
 import os
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_run
 
 from alignlab.__main__ import main
 from alignlab.align import cli
 from alignlab.align.config import AlignConfig
 from alignlab.core.config import save_yaml
-from alignlab.core.runs import Run, list_runs
-
-spec = importlib.util.spec_from_file_location("tiny_run", Path(__file__).with_name("tiny_run.py"))
-assert spec is not None
-assert spec.loader is not None
-tiny_run = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tiny_run)
+from alignlab.core.runs import Run, find_same, list_runs
 
 
 @pytest.fixture(scope="module")
@@ -196,7 +190,7 @@ def test_the_command_from_end_to_end(
 
 def test_same_settings_are_found_again(model: Path, runs: Path) -> None:
     config = tiny_run.tiny_config(model)
-    assert cli.find_same("align", config) is None
+    assert find_same("align", config) is None
     Run.create(config, name="align").close("failed")
     newest = Run.create(config, name="align")
     newest.close("interrupted")
@@ -206,7 +200,7 @@ def test_same_settings_are_found_again(model: Path, runs: Path) -> None:
     damaged = Run.create(config, name="align")
     damaged.close()
     (damaged.path / "status.json").write_text("{")  # one run that cannot be read does not stop another
-    assert cli.find_same("align", config) in {run.path for run in list_runs(runs)[:2]}
-    assert cli.find_same("align", AlignConfig()) is None
+    assert find_same("align", config) in {run.path for run in list_runs(runs)[:2]}
+    assert find_same("align", AlignConfig()) is None
     with Run.open(newest.path):
-        assert cli.find_same("align", config) != newest.path
+        assert find_same("align", config) != newest.path

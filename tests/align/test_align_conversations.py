@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 
 import pytest
+import tiny_run
 import torch
 
 from alignlab.align.conversations import Conversation, divide, encode_turns, lay_conversation, shorten
@@ -19,12 +19,6 @@ from alignlab.lm.tokenizer import Tokenizer
 from alignlab.lm.types import Message
 from alignlab.train.config import TrainConfig
 from alignlab.train.language import language_model_loss
-
-spec = importlib.util.spec_from_file_location("tiny_run", Path(__file__).with_name("tiny_run.py"))
-assert spec is not None
-assert spec.loader is not None
-tiny_run = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tiny_run)
 
 MARKED = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"

@@ -2,22 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+import tiny_run
 
 from alignlab.core.files import user_dir
 
 SCRIPT = Path(__file__).with_name("tiny_run.py")
-spec = importlib.util.spec_from_file_location("tiny_run", SCRIPT)
-assert spec is not None
-assert spec.loader is not None
-tiny_run = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tiny_run)
 
 
 def killed_run(folder: Path, kills: int, seed: int) -> str:

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_run
 import torch
 
 from alignlab.align.adapters import has_lora
@@ -31,12 +31,6 @@ REVISION = "I would rather not help with that."
 
 @pytest.fixture(scope="module")
 def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    script = Path(__file__).with_name("tiny_run.py")
-    spec = importlib.util.spec_from_file_location("tiny_run", script)
-    assert spec is not None
-    assert spec.loader is not None
-    tiny_run = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tiny_run)
     directory: Path = tiny_run.build_model(tmp_path_factory.mktemp("model"))
     return directory
 

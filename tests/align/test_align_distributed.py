@@ -5,7 +5,6 @@ The processes are started once and do everything in one go (tests/align/distribu
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import socket
@@ -13,9 +12,9 @@ import subprocess
 import sys
 from contextlib import ExitStack
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import distributed_worker as worker
 import pytest
 import torch
 from torch import nn
@@ -27,18 +26,6 @@ from alignlab.lm.types import Completion, SamplingParams
 from alignlab.train.parallel import Parallel
 
 WORKER = Path(__file__).with_name("distributed_worker.py")
-
-
-def load_worker() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("distributed_worker", WORKER)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-worker = load_worker()
 
 
 def start(scenario: str, directory: Path, seconds: float = 900) -> list[tuple[int, str]]:

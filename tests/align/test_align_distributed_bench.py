@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import subprocess
@@ -10,18 +9,14 @@ import sys
 from pathlib import Path
 
 import pytest
+import tiny_run
 
 ROOT = Path(__file__).parents[2]
 
 
 @pytest.mark.slow
 def test_the_experiment_ends_in_a_table(tmp_path: Path) -> None:
-    spec = importlib.util.spec_from_file_location("tiny_run", ROOT / "tests" / "align" / "tiny_run.py")
-    assert spec is not None
-    assert spec.loader is not None
-    tiny = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tiny)
-    model, out = str(tiny.build_model(tmp_path / "model")), tmp_path / "out"
+    model, out = str(tiny_run.build_model(tmp_path / "model")), tmp_path / "out"
     environment = {key: value for key, value in os.environ.items() if key not in ("RANK", "WORLD_SIZE", "LOCAL_RANK")}
     command = [sys.executable, str(ROOT / "bench" / "distributed_ppo.py"), "--model", model, "--out", str(out)]
 

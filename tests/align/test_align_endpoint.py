@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import threading
 import time
@@ -11,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_run
 from wire_server import Server, Wire, running
 
 from alignlab.__main__ import main
@@ -25,12 +25,6 @@ from alignlab.core.progress import Progress
 from alignlab.core.runs import Run, list_runs
 from alignlab.lm.remote import Price
 from alignlab.lm.types import GenerationError, SamplingParams
-
-spec = importlib.util.spec_from_file_location("tiny_run", Path(__file__).with_name("tiny_run.py"))
-assert spec is not None
-assert spec.loader is not None
-tiny_run = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tiny_run)
 
 QUICK = {"retries": 2, "timeout": 5.0}
 

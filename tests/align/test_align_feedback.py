@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_run
 import torch
 from torch import Tensor
 
@@ -38,12 +37,6 @@ PAIRS = [
 
 @pytest.fixture(scope="module")
 def lm(tmp_path_factory: pytest.TempPathFactory) -> LanguageModel:
-    script = Path(__file__).with_name("tiny_run.py")
-    spec = importlib.util.spec_from_file_location("tiny_run", script)
-    assert spec is not None
-    assert spec.loader is not None
-    tiny_run = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tiny_run)
     return load(str(tiny_run.build_model(tmp_path_factory.mktemp("model"))), dtype="float32")
 
 

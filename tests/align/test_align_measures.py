@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import math
 from pathlib import Path
 
 import pytest
+import tiny_run
 import torch
 
 from alignlab.align.measures import TASKS, Helpful, bits_per_byte, held_out_tasks, samples
@@ -16,12 +16,6 @@ from alignlab.lm.language_model import LanguageModel, load
 from alignlab.lm.local import LocalSampler
 from alignlab.lm.types import Completion
 from alignlab.tasks.task import Sample
-
-spec = importlib.util.spec_from_file_location("tiny_run", Path(__file__).with_name("tiny_run.py"))
-assert spec is not None
-assert spec.loader is not None
-tiny_run = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tiny_run)
 
 
 @pytest.fixture(scope="module")

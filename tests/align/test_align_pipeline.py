@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import importlib.util
 import json
 import os
 import shutil
@@ -14,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_run
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
@@ -27,11 +27,6 @@ from alignlab.lm.language_model import load
 from alignlab.train.checkpoint import list_checkpoints
 
 SCRIPT = Path(__file__).with_name("tiny_run.py")
-spec = importlib.util.spec_from_file_location("tiny_run", SCRIPT)
-assert spec is not None
-assert spec.loader is not None
-tiny_run = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tiny_run)
 
 COMMON = [
     "setup",

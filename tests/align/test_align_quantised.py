@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_run
 import torch
 from torch import nn
 
@@ -33,12 +33,6 @@ from alignlab.lm.quant.layers import QuantLinear, QuantMatrix
 from alignlab.lm.quant.saved import save_quantised
 from alignlab.lm.types import SamplingParams
 from alignlab.train.resume import fingerprint, persistent_buffers
-
-spec = importlib.util.spec_from_file_location("tiny_run", Path(__file__).with_name("tiny_run.py"))
-assert spec is not None
-assert spec.loader is not None
-tiny_run = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tiny_run)
 
 MakeLm = Callable[..., LanguageModel]
 TOKENS = torch.randint(3, 40, (3, 12), generator=torch.Generator().manual_seed(0))

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_run
 
 from alignlab.align.conversations import Conversation
 from alignlab.align.sft_cli import sft
@@ -17,12 +17,6 @@ from alignlab.lm.gguf_export import export_gguf
 from alignlab.lm.language_model import load
 from alignlab.lm.local import LocalSampler
 from alignlab.lm.types import SamplingParams
-
-spec = importlib.util.spec_from_file_location("tiny_run", Path(__file__).with_name("tiny_run.py"))
-assert spec is not None
-assert spec.loader is not None
-tiny_run = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tiny_run)
 
 USER, MODEL = {"role": "user", "content": "a?"}, {"role": "assistant", "content": "b"}
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
+import tiny_run
 import torch
 
 from alignlab.__main__ import main
@@ -20,12 +20,6 @@ from alignlab.core.errors import ConfigError, DataError
 from alignlab.core.files import read_jsonl
 from alignlab.core.runs import Run
 from alignlab.lm.language_model import load
-
-spec = importlib.util.spec_from_file_location("tiny_run", Path(__file__).with_name("tiny_run.py"))
-assert spec is not None
-assert spec.loader is not None
-tiny_run = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tiny_run)
 
 
 def answer(i: int) -> str:

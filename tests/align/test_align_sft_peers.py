@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import logging
 import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_run
 import torch
 import transformers
 from transformers.integrations.neftune import neftune_post_forward_hook
@@ -24,12 +24,6 @@ from alignlab.lm.language_model import LanguageModel, load
 from alignlab.lm.types import Message
 from alignlab.train.config import TrainConfig
 from alignlab.train.language import language_model_loss
-
-spec = importlib.util.spec_from_file_location("tiny_run", Path(__file__).with_name("tiny_run.py"))
-assert spec is not None
-assert spec.loader is not None
-tiny_run = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tiny_run)
 
 MARKED = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"

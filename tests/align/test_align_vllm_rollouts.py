@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import importlib.util
 import threading
 from collections.abc import Iterator
 from dataclasses import replace
@@ -12,6 +11,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import tiny_run
 import torch
 from wire_server import Wire, running
 
@@ -105,12 +105,7 @@ class FakeVLLM:
 
 @pytest.fixture(scope="module")
 def directory(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    spec = importlib.util.spec_from_file_location("tiny_run", Path(__file__).with_name("tiny_run.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.build_model(tmp_path_factory.mktemp("model") / "tiny")  # type: ignore[no-any-return]
+    return tiny_run.build_model(tmp_path_factory.mktemp("model") / "tiny")  # type: ignore[no-any-return]
 
 
 @pytest.fixture

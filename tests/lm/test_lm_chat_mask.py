@@ -2,23 +2,16 @@
 
 from __future__ import annotations
 
-import importlib.util
 from importlib.resources import files
-from pathlib import Path
 from typing import Any
 
 import pytest
+import tiny_run
 import transformers
 
 from alignlab.core.errors import ModelError
 from alignlab.lm.chat_mask import assistant_tokens, marks_assistant
 from alignlab.lm.tokenizer import Tokenizer
-
-spec = importlib.util.spec_from_file_location("tiny_run", Path(__file__).parents[1] / "align" / "tiny_run.py")
-assert spec is not None
-assert spec.loader is not None
-tiny_run = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tiny_run)
 
 TEMPLATE = (
     "{% for m in messages %}<|im_start|>{{ m.role }}\n{% if m.role == 'assistant' %}"

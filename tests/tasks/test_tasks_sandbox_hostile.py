@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import signal
 import socket
-import sys
 import tempfile
 from collections import Counter
 from collections.abc import Iterator
@@ -14,17 +12,13 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from types import FrameType
 
+import hostile_programs
 import pytest
 
 from alignlab.tasks.sandbox import Limits, Program, isolation, run_programs
 from alignlab.tasks.sandbox.languages import missing
 from alignlab.tasks.sandbox.supervise import descendants
 
-_spec = importlib.util.spec_from_file_location("hostile_programs", Path(__file__).with_name("hostile_programs.py"))
-assert _spec is not None and _spec.loader is not None  # noqa: PT018
-hostile_programs = importlib.util.module_from_spec(_spec)
-sys.modules["hostile_programs"] = hostile_programs
-_spec.loader.exec_module(hostile_programs)
 FAMILIES = hostile_programs.FAMILIES
 
 ISOLATION = isolation()

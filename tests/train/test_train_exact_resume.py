@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import random
@@ -10,8 +9,8 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
+import exact_resume as tiny
 import pytest
 import torch
 
@@ -19,18 +18,6 @@ from alignlab.train.checkpoint import list_checkpoints
 from alignlab.train.trainer import Batch
 
 PROGRAM = Path(__file__).parent / "exact_resume.py"
-
-
-def _load() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("exact_resume", PROGRAM)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-tiny = _load()
 
 
 class Killed(BaseException):

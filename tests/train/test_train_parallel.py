@@ -6,7 +6,6 @@ wrote down.
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import socket
@@ -15,9 +14,9 @@ import sys
 import time
 from contextlib import ExitStack
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
+import parallel_worker as worker
 import pytest
 import torch
 
@@ -28,18 +27,6 @@ from alignlab.train.parallel import Parallel
 
 WORKER = Path(__file__).with_name("parallel_worker.py")
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
-
-
-def load_worker() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("parallel_worker", WORKER)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
-worker = load_worker()
 
 
 def free_port() -> int:

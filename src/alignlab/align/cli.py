@@ -6,11 +6,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alignlab.align.config import AlignConfig
-from alignlab.core.config import from_dict, parse_cli, require
-from alignlab.core.errors import ConfigError
+from alignlab.core.config import parse_cli, require
 from alignlab.core.progress import Progress
+from alignlab.core.run_choice import open_or_create
 from alignlab.core.run_status import find_run
-from alignlab.core.runs import Run, find_same
+from alignlab.core.runs import Run
 
 
 @dataclass(frozen=True)
@@ -32,31 +32,17 @@ def align(argv: list[str]) -> int:
     """The `alignlab align` command; returns its exit code."""
     command = parse_cli(AlignCommand, argv, prog="alignlab align")
     config = AlignConfig(**{name: getattr(command, name) for name in AlignConfig.__dataclass_fields__})
-    existing = command.run if command.run is not None and command.run.exists() else None
-    if existing is None and command.run is None and not command.fresh:
-        existing = find_same("align", config)
     progress = Progress()
-    if existing is not None:
-        # What compares equal is the same run, whatever its patience with an endpoint; all else is told by name.
-        run = Run.open(existing, config=None if recorded(existing) == config else config, sinks=command.sinks)
-        progress.say(f"going on with {existing}")
-    else:
-        check_inputs(config)
-        run = Run.create(config, name="align", seed=config.seed, path=command.run, sinks=command.sinks)
+    run = open_or_create(
+        config, name="align", seed=config.seed, path=command.run, fresh=command.fresh, sinks=command.sinks,
+        check=lambda: check_inputs(config), progress=progress,
+    )  # fmt: skip
     with run:
         execute(config, run, progress)
         report = write_report(run)
         progress.say("")
         print(summary(run, report))
     return 0
-
-
-def recorded(path: Path) -> AlignConfig | None:
-    """The configuration that a run was started with; None where this version does not understand it."""
-    try:
-        return from_dict(AlignConfig, Run.read(path).config_dict)
-    except ConfigError:
-        return None
 
 
 def check_inputs(config: AlignConfig) -> None:

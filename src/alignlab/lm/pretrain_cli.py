@@ -40,7 +40,7 @@ def pretrain(argv: list[str]) -> int:
 def train(config: PretrainConfig, *, place: Path | None, fresh: bool, sinks: tuple[str, ...]) -> int:
     """Train in a new run or in the one that was interrupted; returns the exit code."""
     from alignlab.core.progress import Progress
-    from alignlab.core.runs import Run, find_same
+    from alignlab.core.run_choice import open_or_create
     from alignlab.lm.pretrain import pretrain, start_parallel
     from alignlab.lm.tokenized_corpus import open_tokenized
 
@@ -53,14 +53,10 @@ def train(config: PretrainConfig, *, place: Path | None, fresh: bool, sinks: tup
         progress = Progress()
         # A process that torchrun started again goes on with the run that it was in.
         again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
-        existing = place if place is not None and place.exists() else None
-        if existing is None and place is None and (again or not fresh):
-            existing = find_same("pretrain", config)
-        if existing is not None:
-            run = Run.open(existing, config=config, sinks=sinks)
-            progress.say(f"going on with {existing}")
-        else:
-            run = Run.create(config, name="pretrain", seed=config.train.seed, path=place, sinks=sinks)
+        run = open_or_create(
+            config, name="pretrain", seed=config.train.seed, path=place, fresh=fresh and not again, sinks=sinks,
+            progress=progress,
+        )  # fmt: skip
         with run:
             result = pretrain(config, run, progress=progress, parallel=parallel)
             print(summary(config, run, result))

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import re
 from pathlib import Path
-from types import ModuleType
 
+import atari_preferences
 import pytest
 
 from alignlab.align.atari.cli import AtariCommand
@@ -17,48 +16,40 @@ ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "atari.md").read_text()
 
 
-def bench() -> ModuleType:
-    spec = importlib.util.spec_from_file_location("atari_preferences", ROOT / "bench" / "atari_preferences.py")
-    assert spec is not None
-    assert spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
-
-
 @pytest.mark.slow
 def test_the_experiment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    module, out = bench(), tmp_path / "out"
+    out = tmp_path / "out"
     flags = ["--out", str(out), "--arms", "preferences+demonstrations:2", "demonstrations:1", "--jobs", "2"]
-    options = module.arguments(flags)
-    module.train_agent(options, "demonstrations", 0)
-    before = module.file_of(options, "demonstrations", 0).stat().st_mtime_ns
-    module.main(flags)
-    assert module.file_of(options, "demonstrations", 0).stat().st_mtime_ns == before
+    options = atari_preferences.arguments(flags)
+    atari_preferences.train_agent(options, "demonstrations", 0)
+    before = atari_preferences.file_of(options, "demonstrations", 0).stat().st_mtime_ns
+    atari_preferences.main(flags)
+    assert atari_preferences.file_of(options, "demonstrations", 0).stat().st_mtime_ns == before
     found = json.loads((out / "results.json").read_text())
     assert found["arms"]["preferences+demonstrations"]["over_episodes"]["n"] == 6
     assert list(found["comparisons"]) == ["preferences+demonstrations against demonstrations"]
     assert "boxing, scale smoke, 3 of 3 agents" in (out / "table.txt").read_text()
     assert (out / "logs" / "boxing-preferences-demonstrations-1.jsonl").read_text().count("\n") >= 3
     capsys.readouterr()
-    module.main([*flags, "--part", "table"])
+    atari_preferences.main([*flags, "--part", "table"])
     assert "random actions" in capsys.readouterr().out
-    module.main([*flags, "--part", "speed"])
+    atari_preferences.main([*flags, "--part", "speed"])
     assert "steps/s" in capsys.readouterr().out
-    module.main([*flags, "--part", "reward"])
+    atari_preferences.main([*flags, "--part", "reward"])
     assert capsys.readouterr().out.count("orders fresh pairs as the score does") == 10
     assert (out / "reward.txt").is_file()
 
 
 def test_the_plan_and_what_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    module = bench()
-    plan = module.planned(module.arguments(["--arms", "preferences+demonstrations:2", "true reward"]))
+    plan = atari_preferences.planned(
+        atari_preferences.arguments(["--arms", "preferences+demonstrations:2", "true reward"])
+    )
     assert plan == [("preferences+demonstrations", 0), ("true reward", 0), ("preferences+demonstrations", 1)]
     with pytest.raises(SystemExit):
-        module.arguments(["--arms", "guessing:2"])
+        atari_preferences.arguments(["--arms", "guessing:2"])
     assert "--arms names 'guessing'" in capsys.readouterr().err
     with pytest.raises(SystemExit, match="holds no agent of these arms yet"):
-        module.main(["--part", "table", "--out", str(tmp_path)])
+        atari_preferences.main(["--part", "table", "--out", str(tmp_path)])
 
 
 def test_the_flags_of_the_page_exist() -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
-import sys
 from collections.abc import Sequence
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import pytest
+import tiny_rl
 import torch
 
 from alignlab.__main__ import main
@@ -27,17 +25,6 @@ from alignlab.lm.types import Prompt
 pytestmark = pytest.mark.slow  # the first generation in a process compiles
 
 
-def beside(name: str) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(name, Path(__file__).parents[1] / "rl" / f"{name}.py")
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[name] = module
-    spec.loader.exec_module(module)
-    return module
-
-
-tiny = beside("tiny_rl")
 PROMPTS = ["ab", "cd", "ef", "gh", "ij", "01", "23", "ba", "dc", "fe"]
 
 
@@ -50,17 +37,17 @@ def varied(prompts: Sequence[Prompt], responses: Sequence[str]) -> list[float]:
 
 
 def grpo(steps: int, **more: Any) -> GRPOConfig:
-    settings = {**tiny.SHARED, "steps": steps, "warmup_steps": 0, "schedule": "constant", "prompts_per_step": 5}
+    settings = {**tiny_rl.SHARED, "steps": steps, "warmup_steps": 0, "schedule": "constant", "prompts_per_step": 5}
     return GRPOConfig(**{**settings, "group_size": 4, "minibatch_size": 20, "checkpoint_every": 4, **more})
 
 
 def test_a_watched_reward_changes_nothing_and_goes_on_after_a_stop(tmp_path: Path) -> None:
-    plain = train_grpo(tiny.build_lm(), many_a, PROMPTS, grpo(6))
+    plain = train_grpo(tiny_rl.build_lm(), many_a, PROMPTS, grpo(6))
     with Run.create({}, name="rl", path=tmp_path / "run") as run:
-        train_grpo(tiny.build_lm(), Watched(many_a, varied, run), PROMPTS, grpo(4), run=run)
+        train_grpo(tiny_rl.build_lm(), Watched(many_a, varied, run), PROMPTS, grpo(4), run=run)
     # Another process goes on from the checkpoint of step 4; the config must be the same but for its length.
     with Run.create({}, name="rl", path=tmp_path / "whole") as run:
-        whole = train_grpo(tiny.build_lm(), Watched(many_a, varied, run, attribute=1), PROMPTS, grpo(6), run=run)
+        whole = train_grpo(tiny_rl.build_lm(), Watched(many_a, varied, run, attribute=1), PROMPTS, grpo(6), run=run)
     for ours, theirs in zip(whole.history, plain.history, strict=True):
         assert {name: ours[name] for name in theirs} == theirs
         assert "gold" in ours
@@ -82,11 +69,11 @@ def test_a_resumed_training_numbers_its_steps_as_before(tmp_path: Path) -> None:
             if step == stop_at:
                 raise Stop
 
-        lm = tiny.build_lm()
+        lm = tiny_rl.build_lm()
         run = Run.open(path) if (path / "status.json").exists() else Run.create({}, name="rl", path=path)
         with run:
             config = PPOConfig(
-                **{**tiny.SHARED, "steps": 7, "batch_size": 8, "checkpoint_every": 3, "on_equal_rewards": "skip"}
+                **{**tiny_rl.SHARED, "steps": 7, "batch_size": 8, "checkpoint_every": 3, "on_equal_rewards": "skip"}
             )
             trainer = PPOTrainer(lm, Watched(many_a, varied, run), None, config, run=run)
             try:
@@ -108,7 +95,7 @@ def test_a_reward_that_is_wrong_is_found_out(tmp_path: Path, capsys: pytest.Capt
     with Run.create({"grpo": {"steps": 60}}, name="rl", path=tmp_path / "hacked") as run:
         free = {"kl_coefficient": 0.0, "lora": None, "learning_rate": 0.02, "max_policy_kl": None}
         config = grpo(60, on_equal_rewards="skip", group_size=8, **free)
-        train_grpo(tiny.build_lm(), Watched(many_a, varied, run), PROMPTS, config, run=run)
+        train_grpo(tiny_rl.build_lm(), Watched(many_a, varied, run), PROMPTS, config, run=run)
     assert main(["diagnose", str(tmp_path / "hacked"), "--gate"]) == 1
     out = capsys.readouterr().out
     assert "SERIOUS  step" in out
@@ -120,12 +107,12 @@ def test_a_reward_that_is_wrong_is_found_out(tmp_path: Path, capsys: pytest.Capt
 def test_answers_are_attributed_by_a_saved_reward_model(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, by: str
 ) -> None:
-    lm = tiny.build_lm()
+    lm = tiny_rl.build_lm()
     model = PreferenceModel(lm, seed=1)
     save_reward(model, tmp_path / "reward", {"base": "tiny"})
     monkeypatch.setattr("alignlab.align.reward.saved.load_base", lambda spec, **_: lm)
     with Run.create({}, name="rl", path=tmp_path / "run") as run:
-        train_grpo(tiny.build_lm(), Watched(many_a, run=run, samples=2), PROMPTS, grpo(2), run=run)
+        train_grpo(tiny_rl.build_lm(), Watched(many_a, run=run, samples=2), PROMPTS, grpo(2), run=run)
     assert main(["diagnose", str(tmp_path / "run"), "--reward", str(tmp_path / "reward"), "--by", by]) == 0
     assert capsys.readouterr().out.count("the parts add up to") == 2
     records = read_training(tmp_path / "run").records

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import random
 from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny_run
 
 from alignlab.align.direct.cli import prefer
 from alignlab.align.direct.measures import pair_gains, rated_gains
@@ -16,12 +16,6 @@ from alignlab.align.direct.reading import PairData, RatedData, read_data, split
 from alignlab.align.pairs import PreferencePair
 from alignlab.core.errors import ConfigError, DataError
 from alignlab.lm.language_model import load
-
-spec = importlib.util.spec_from_file_location("tiny_run", Path(__file__).parents[1] / "tiny_run.py")
-assert spec is not None
-assert spec.loader is not None
-tiny_run = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tiny_run)
 
 
 @pytest.fixture(scope="module")

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 
+import helpful_harmless
 import pytest
+import tiny_run
 
 from alignlab.align.reward.examples import RewardPair
 from alignlab.core.errors import ConfigError
@@ -15,19 +15,10 @@ from alignlab.core.errors import ConfigError
 ROOT = Path(__file__).parents[3]
 
 
-def module(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
-
-
 @pytest.mark.slow
 def test_the_experiment_in_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    bench, tiny = module(ROOT / "bench" / "helpful_harmless.py"), module(ROOT / "tests" / "align" / "tiny_run.py")
-    model, out = str(tiny.build_model(tmp_path / "model")), tmp_path / "out"
+    bench = helpful_harmless
+    model, out = str(tiny_run.build_model(tmp_path / "model")), tmp_path / "out"
     flags = ["--model", model, "--out", str(out), "--dtype", "float32", "--weights", "0", "1", "--bounds", "-5"]
     (out / "jobs").mkdir(parents=True)
     options = bench.arguments(flags)
@@ -74,7 +65,7 @@ def test_the_experiment_in_parts(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_answers_of_other_dialogues_are_of_the_same_length_and_part() -> None:
-    bench = module(ROOT / "bench" / "helpful_harmless.py")
+    bench = helpful_harmless
     pairs = [RewardPair(f"prompt {i}", "a" * (i + 40) + str(i), "b" * (i + 40) + str(i)) for i in range(60)]
     made = bench.own_answers(pairs, 0)
     assert len(made) == 60
@@ -85,7 +76,7 @@ def test_answers_of_other_dialogues_are_of_the_same_length_and_part() -> None:
 
 
 def test_the_settings_of_the_gpu_run() -> None:
-    bench = module(ROOT / "bench" / "helpful_harmless.py")
+    bench = helpful_harmless
     with pytest.raises(ConfigError, match="numbers from 0 to 1"):
         bench.arguments(["--weights", "2"])
     options = bench.arguments(["--device", "cuda"])

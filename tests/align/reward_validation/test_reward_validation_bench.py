@@ -2,31 +2,22 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 
+import overoptimisation
 import pytest
+import tiny_run
 
 from alignlab.core.errors import ConfigError
 
 ROOT = Path(__file__).parents[3]
 
 
-def module(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
-
-
 @pytest.mark.slow
 def test_the_experiment_in_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    bench, tiny = module(ROOT / "bench" / "overoptimisation.py"), module(ROOT / "tests" / "align" / "tiny_run.py")
-    model, out = str(tiny.build_model(tmp_path / "model")), tmp_path / "out"
+    bench = overoptimisation
+    model, out = str(tiny_run.build_model(tmp_path / "model")), tmp_path / "out"
     flags = ["--model", model, "--out", str(out), "--max-tokens", "6", "--dtype", "float32"]
     for part in ("models", "bon", "rl", "fit"):
         bench.main([*flags, "--part", part])

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import os
 import random
 from pathlib import Path
@@ -10,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_rl
 
 from alignlab.align.rl.config import GRPOConfig
 from alignlab.align.rl.gains import gain, gain_lines, gains
@@ -32,12 +32,7 @@ from alignlab.tasks.generation.worked import WorkedItem, WorkedTemplate
 
 
 def build_lm() -> LanguageModel:
-    spec = importlib.util.spec_from_file_location("tiny_rl", Path(__file__).with_name("tiny_rl.py"))
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.build_lm()
+    return tiny_rl.build_lm()
 
 
 class Planted:

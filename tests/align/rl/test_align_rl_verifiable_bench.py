@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+import tiny_run
+import verifiable_reward
 
 from alignlab.core.errors import ConfigError
 
@@ -15,19 +15,10 @@ ROOT = Path(__file__).parents[3]
 WORDS = ["--gsm8k", "6", "--gsm8k-held", "4", "--gsm8k-tokens", "8", "--gsm8k-batch", "16"]
 
 
-def module(path: Path) -> ModuleType:
-    spec = importlib.util.spec_from_file_location(path.stem, path)
-    assert spec is not None
-    assert spec.loader is not None
-    loaded = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(loaded)
-    return loaded
-
-
 @pytest.mark.slow
 def test_the_experiment_in_parts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    bench, tiny = module(ROOT / "bench" / "verifiable_reward.py"), module(ROOT / "tests" / "align" / "tiny_run.py")
-    model, out = str(tiny.build_model(tmp_path / "model")), tmp_path / "out"
+    bench = verifiable_reward
+    model, out = str(tiny_run.build_model(tmp_path / "model")), tmp_path / "out"
     flags = ["--model", model, "--out", str(out), "--dtype", "float32", *WORDS]
     (out / "jobs").mkdir(parents=True)
     options = bench.arguments(flags)
@@ -73,7 +64,7 @@ def test_the_experiment_in_parts(tmp_path: Path, capsys: pytest.CaptureFixture[s
 
 
 def test_the_settings_of_the_gpu_run() -> None:
-    bench = module(ROOT / "bench" / "verifiable_reward.py")
+    bench = verifiable_reward
     with pytest.raises(ConfigError, match="go together"):
         bench.arguments(["--gsm8k-train", "a"])
     options = bench.arguments(["--device", "cuda"])

@@ -2,17 +2,11 @@
 
 from __future__ import annotations
 
-import importlib.util
 from pathlib import Path
 from types import ModuleType
 
 import pytest
-
-spec = importlib.util.spec_from_file_location("tiny_rlhf", Path(__file__).with_name("tiny_rlhf.py"))
-assert spec is not None
-assert spec.loader is not None
-tiny_rlhf = importlib.util.module_from_spec(spec)
-spec.loader.exec_module(tiny_rlhf)
+import tiny_rlhf
 
 
 @pytest.fixture(scope="session")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import math
 import subprocess
@@ -18,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny_run
 from scipy.stats import t, ttest_rel
 
 from alignlab.align.objectives.points import point_set, read_records
@@ -467,13 +467,7 @@ def test_a_sweep_of_a_function_from_the_command_line(source: Path, tmp_path: Pat
 @pytest.mark.slow
 def test_a_sweep_of_a_command_ends_in_runs_and_a_table(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Two learning rates of `alignlab sft` on a random model; a wrong flag is the run's failure, in its own words."""
-    path = Path(__file__).parents[2] / "align" / "tiny_run.py"
-    spec = importlib.util.spec_from_file_location("tiny_run", path)
-    assert spec is not None
-    assert spec.loader is not None
-    tiny = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(tiny)
-    model = tiny.build_model(tmp_path / "model")
+    model = tiny_run.build_model(tmp_path / "model")
     rows = [{"prompt": f"Say {word}.", "response": f"{word}!"} for word in ("red", "sea", "tea", "sun")]
     (tmp_path / "data.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     monkeypatch.setenv("ALIGNLAB_HOME", str(tmp_path / "home"))

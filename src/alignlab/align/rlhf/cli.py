@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from alignlab.align.rlhf.config import RLHFConfig
-from alignlab.core.config import from_dict, parse_cli, require
-from alignlab.core.errors import ConfigError, DataError
+from alignlab.core.config import parse_cli, require
+from alignlab.core.errors import DataError
 
 if TYPE_CHECKING:
     from alignlab.lm.types import Prompt
@@ -38,34 +38,19 @@ def rlhf(argv: list[str]) -> int:
     from alignlab.align.rlhf.pipeline import RLHFPipeline
     from alignlab.align.rlhf.report import build_report, summary_lines
     from alignlab.core.progress import Progress
-    from alignlab.core.runs import Run, find_same
+    from alignlab.core.run_choice import open_or_create
 
-    existing = command.run if command.run is not None and command.run.exists() else None
-    if existing is None and command.run is None and not command.fresh:
-        existing = find_same("rlhf", config)
     progress = Progress()
-    if existing is not None:
-        run = Run.open(existing, config=None if recorded(existing) == config else config, sinks=command.sinks)
-        progress.say(f"going on with {existing}")
-    else:
-        check_inputs(config)
-        run = Run.create(config, name="rlhf", seed=config.seed, path=command.run, sinks=command.sinks)
+    run = open_or_create(
+        config, name="rlhf", seed=config.seed, path=command.run, fresh=command.fresh, sinks=command.sinks,
+        check=lambda: check_inputs(config), progress=progress,
+    )  # fmt: skip
     with run:
         RLHFPipeline(config, run, progress).execute()
         report = build_report(run).save(run.path / "report.html")
         progress.say("")
         print("\n".join([*summary_lines(run), f"report  {report}", f"talk to it:  alignlab chat {config.name}"]))
     return 0
-
-
-def recorded(path: Path) -> RLHFConfig | None:
-    """The configuration that a run was started with; None where this version does not understand it."""
-    from alignlab.core.runs import Run
-
-    try:
-        return from_dict(RLHFConfig, Run.read(path).config_dict)
-    except ConfigError:
-        return None
 
 
 def check_inputs(config: RLHFConfig) -> None:
