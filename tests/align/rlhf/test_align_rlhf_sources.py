@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from alignlab.align.conversations import Conversation
 from alignlab.align.reward.examples import dialogue_of
 from alignlab.align.rlhf.config import JudgeSettings, RLHFConfig, SFTSettings
 from alignlab.align.rlhf.material import gather
@@ -21,6 +22,7 @@ from alignlab.align.rlhf.sources import (
     read_asked,
     read_comparisons,
     read_demonstrations,
+    turns_of,
 )
 from alignlab.core.errors import ConfigError, DataError
 
@@ -83,6 +85,18 @@ def test_the_prompt_of_a_post_is_the_same_in_every_file(tmp_path: Path) -> None:
 def test_demonstrations(tmp_path: Path, row: dict[str, str], prompt: str, answer: str) -> None:
     found = read_demonstrations(lines(tmp_path / "d.jsonl", [row]), RAW)
     assert [(example.prompt, example.response) for example in found] == [(prompt, answer)]
+
+
+def test_a_conversation_is_one_example_where_the_model_reads_messages(tmp_path: Path) -> None:
+    user, model = {"role": "user", "content": "hi"}, {"role": "assistant", "content": "yes"}
+    file = lines(tmp_path / "d.jsonl", [{"messages": [user, model, user, {**model, "content": "no"}]}])
+    (whole,) = read_demonstrations(file, Asking())
+    assert isinstance(whole, Conversation)
+    assert whole.learned == (1, 3)
+    assert turns_of(whole) == [([user], "yes"), ([user, model, user], "no")]
+    parts = read_demonstrations(file, Asking(dialogues=False))
+    assert [example.response.strip() for example in parts] == ["yes", "no"]
+    assert all(isinstance(example.prompt, str) for example in parts)
 
 
 def test_prompts_of_every_form(tmp_path: Path) -> None:

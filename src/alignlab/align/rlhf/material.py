@@ -13,11 +13,13 @@ from alignlab.align.rlhf.config import RLHFConfig
 from alignlab.align.rlhf.sources import (
     Asked,
     Asking,
+    Demonstration,
     apart,
     distinct,
     read_asked,
     read_comparisons,
     read_demonstrations,
+    turns_of,
 )
 from alignlab.align.sft import SFTExample
 from alignlab.core.errors import ConfigError, DataError
@@ -31,7 +33,7 @@ class Material:
     """Everything that was read, in its parts; the same for the same configuration and files."""
 
     asking: Asking
-    examples: list[SFTExample] = field(default_factory=list)
+    examples: list[Demonstration] = field(default_factory=list)
     """For supervised fine-tuning."""
     learn: list[RewardPair] = field(default_factory=list)
     """Comparisons for the reward model."""
@@ -109,7 +111,7 @@ def choose_prompts(config: RLHFConfig, found: Material, brought: Asked | None, l
         train = [pair.prompt for pair in [*found.learn, *found.judge]]
         heldout = [pair.prompt for pair in found.kept]
     elif found.examples:
-        train = [example.prompt for example in found.examples]
+        train = [prompt for example in found.examples for prompt, _ in turns_of(example)]
     else:
         raise ConfigError("prompts is none, and neither the reward nor another file brings some: give --prompts FILE")
     if config.eval_prompts is not None:

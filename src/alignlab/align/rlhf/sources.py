@@ -7,6 +7,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from alignlab.align.conversations import Conversation
 from alignlab.align.preference_data.formats import recognise
 from alignlab.align.preference_data.reading import read_pairs as read_judged
 from alignlab.align.reward.examples import RewardPair, dialogue_of
@@ -22,6 +23,7 @@ from alignlab.tasks.pair_rows import every_row, messages_in, sides_of, sound_row
 DOCUMENT = ("document", "article", "post", "content", "text")
 """Fields that hold a text to summarise, the first that is there."""
 SUMMARY = ("summary", "highlights", "label")
+Demonstration = SFTExample | Conversation
 
 
 @dataclass(frozen=True)
@@ -93,11 +95,11 @@ def read_comparisons(path: Path, asking: Asking) -> list[RewardPair]:
     return found
 
 
-def read_demonstrations(path: Path, asking: Asking) -> list[SFTExample]:
+def read_demonstrations(path: Path, asking: Asking) -> list[Demonstration]:
     """The examples of a file: what `alignlab sft` reads, a prompt with a label, or a document with its summary."""
     if not path.is_file():
         raise DataError(f"{path} is no file; demonstrations are rows of prompts with answers, or posts with summaries")
-    found: list[SFTExample] = []
+    found: list[Demonstration] = []
     for where, row in sound_rows(path):
         try:
             found += [_asked(example, asking) for example in demonstrations_of(row, asking)]
@@ -108,28 +110,30 @@ def read_demonstrations(path: Path, asking: Asking) -> list[SFTExample]:
     return found
 
 
-def demonstrations_of(row: Mapping[str, Any], asking: Asking) -> list[SFTExample]:
-    """The examples that one row stands for."""
+def demonstrations_of(row: Mapping[str, Any], asking: Asking) -> list[Demonstration]:
+    """The examples that one row stands for; a conversation is one, for a model that reads messages."""
     known = "messages" in row or ({"instruction", "output"} <= row.keys())
     known = known or ("prompt" in row and ("response" in row or "completion" in row))
-    if known:
-        return [single for example in examples_of(row) for single in turn_by_turn(example)]
     summary = next((row[name] for name in SUMMARY if isinstance(row.get(name), str) and row[name].strip()), None)
     prompt = row["prompt"] if isinstance(row.get("prompt"), str) and row["prompt"] else asking.document(row)
-    if summary is None or prompt is None:
-        return [single for example in examples_of(row) for single in turn_by_turn(example)]  # or what is allowed
-    return [SFTExample(prompt, summary.strip())]
+    if not known and summary is not None and prompt is not None:
+        return [SFTExample(prompt, summary.strip())]
+    found = examples_of(row)  # or what is allowed
+    if asking.dialogues:
+        return list(found)
+    return [SFTExample(turn, answer) for example in found for turn, answer in turns_of(example)]
 
 
-def turn_by_turn(example: Any) -> list[SFTExample]:
-    """A conversation as one example for each turn of the assistant that is learned; a single answer as it is."""
+def turns_of(example: Demonstration) -> list[tuple[Prompt, str]]:
+    """(what comes before it, the answer) of every turn that is learned."""
     if isinstance(example, SFTExample):
-        return [example]
-    turns = example.messages
-    return [SFTExample(turns[:i], turns[i]["content"]) for i in example.learned]
+        return [(example.prompt, example.response)]
+    return [(example.messages[:i], example.messages[i]["content"]) for i in example.learned]
 
 
-def _asked(example: SFTExample, asking: Asking) -> SFTExample:
+def _asked(example: Demonstration, asking: Asking) -> Demonstration:
+    if isinstance(example, Conversation):
+        return example
     prompt = asking.prompt(example.prompt)
     return SFTExample(prompt, asking.answer(prompt, example.response))
 
