@@ -53,7 +53,7 @@ class SharedWork:
         self.whole = module
         sharded = _shards(parallel)
         if parallel.world > 1 or sharded:
-            module.to(parallel.device)  # type: ignore[attr-defined]
+            module.to(parallel.device)
         self.fingerprint = parallel.broadcast(fingerprint(module))  # rank 0's weights are about to be everybody's
         self.trained = _copy_on_cpu(module) if sharded else module
         self.compute = parallel.prepare(self.trained, _call)

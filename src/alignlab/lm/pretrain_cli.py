@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -43,6 +42,7 @@ def train(config: PretrainConfig, *, place: Path | None, fresh: bool, sinks: tup
     from alignlab.core.run_choice import open_or_create
     from alignlab.lm.pretrain import pretrain, start_parallel
     from alignlab.lm.tokenized_corpus import open_tokenized
+    from alignlab.train.parallel import restarted
 
     config = resolved(config, open_tokenized(config.data).tokenizer.vocab_size)
     parallel = start_parallel(config)
@@ -51,10 +51,8 @@ def train(config: PretrainConfig, *, place: Path | None, fresh: bool, sinks: tup
             pretrain(config, None, progress=Progress.silent(), parallel=parallel)
             return 0
         progress = Progress()
-        # A process that torchrun started again goes on with the run that it was in.
-        again = int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
         run = open_or_create(
-            config, name="pretrain", seed=config.train.seed, path=place, fresh=fresh and not again, sinks=sinks,
+            config, name="pretrain", seed=config.train.seed, path=place, fresh=fresh and not restarted(), sinks=sinks,
             progress=progress,
         )  # fmt: skip
         with run:

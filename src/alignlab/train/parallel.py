@@ -62,6 +62,8 @@ class Parallel:
     """This process's number, from 0."""
     world: int = 1
     """How many processes train together."""
+    device: torch.device | None = None
+    """This process's device; None where it is the model's own."""
     _log: Path | None = None
 
     @property
@@ -226,6 +228,11 @@ def parallel_from_env(kind: Kind = "auto", *, precision: str = "fp32", timeout_s
     if kind == "fsdp":
         return FullyShardedParallel(local_rank=local, timeout_seconds=timeout_seconds, precision=precision)
     return DataParallel(local_rank=local, timeout_seconds=timeout_seconds)
+
+
+def restarted() -> bool:
+    """Whether torchrun has started these processes again, which then go on with the run that they were in."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")) > 0
 
 
 def _whole(name: str) -> int:

@@ -13,7 +13,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -25,14 +25,13 @@ from alignlab.core.errors import ConfigError, RunError
 from alignlab.train.parallel import Check, Number, Parallel
 from alignlab.train.sharded_checkpoint import load_newest, save_sharded
 
-if TYPE_CHECKING:
-    pass
-
 T = TypeVar("T")
 
 
 class Ranks(Parallel):
     """One of several processes. It joins the group that torchrun's variables describe, unless there is one already."""
+
+    device: torch.device
 
     def __init__(self, *, local_rank: int = 0, device: str = "auto", timeout_seconds: float = 1800.0) -> None:
         """`local_rank` numbers the processes of one machine; each takes the CUDA device of its number.

@@ -13,6 +13,10 @@ from alignlab.core.errors import DataError
 
 if TYPE_CHECKING:
     from alignlab.lm.types import Prompt
+    from alignlab.train.parallel import Parallel
+
+LONGEST_WAIT = 86_400.0
+"""Seconds: the other processes wait while one fine-tunes and trains the reward model."""
 
 
 @dataclass(frozen=True)
@@ -35,22 +39,38 @@ def rlhf(argv: list[str]) -> int:
     """The `alignlab rlhf` command; returns its exit code."""
     command = parse_cli(RLHFCommand, argv, prog="alignlab rlhf", first="comparisons")
     config = RLHFConfig(**{name: getattr(command, name) for name in RLHFConfig.__dataclass_fields__})
+    from alignlab.align.rlhf.models import assist
+    from alignlab.train.parallel import parallel_from_env
+
+    parallel = parallel_from_env("auto", timeout_seconds=LONGEST_WAIT)
+    try:
+        if parallel.is_main:
+            write(config, command, parallel)
+        else:
+            assist(config, parallel)
+    finally:
+        parallel.close()
+    return 0
+
+
+def write(config: RLHFConfig, command: RLHFCommand, parallel: Parallel) -> None:
+    """The process that has the run: every stage, the report, what to say at the end."""
     from alignlab.align.rlhf.pipeline import RLHFPipeline
     from alignlab.align.rlhf.report import build_report, summary_lines
     from alignlab.core.progress import Progress
     from alignlab.core.run_choice import open_or_create
+    from alignlab.train.parallel import restarted
 
     progress = Progress()
     run = open_or_create(
-        config, name="rlhf", seed=config.seed, path=command.run, fresh=command.fresh, sinks=command.sinks,
-        check=lambda: check_inputs(config), progress=progress,
+        config, name="rlhf", seed=config.seed, path=command.run, fresh=command.fresh and not restarted(),
+        sinks=command.sinks, check=lambda: check_inputs(config), progress=progress,
     )  # fmt: skip
     with run:
-        RLHFPipeline(config, run, progress).execute()
+        RLHFPipeline(config, run, progress, parallel).execute()
         report = build_report(run).save(run.path / "report.html")
         progress.say("")
         print("\n".join([*summary_lines(run), f"report  {report}", f"talk to it:  alignlab chat {config.name}"]))
-    return 0
 
 
 def check_inputs(config: RLHFConfig) -> None:

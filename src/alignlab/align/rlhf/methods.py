@@ -9,13 +9,13 @@ from typing import Any
 from alignlab.align.learning import adapter
 from alignlab.align.ppo import PPOTrainer
 from alignlab.align.ppo_config import PPOConfig
+from alignlab.align.rl.answers import Actor
 from alignlab.align.rl.config import GRPOConfig, ReinforceConfig, RLConfig, RLOOConfig
 from alignlab.align.rl.grpo import train_grpo
 from alignlab.align.rl.reinforce import train_reinforce
 from alignlab.align.rl.rewards import Reward
 from alignlab.align.rl.rloo import train_rloo
 from alignlab.align.rlhf.config import Method, PolicySettings
-from alignlab.align.rollout import Response
 from alignlab.core.config import from_dict
 from alignlab.core.errors import ConfigError, TrainingError
 from alignlab.core.progress import Progress
@@ -23,7 +23,9 @@ from alignlab.core.rng import derive_seed
 from alignlab.core.runs import Run
 from alignlab.core.yaml_text import parse_yaml
 from alignlab.lm.language_model import LanguageModel
+from alignlab.lm.samplers import sampler_of
 from alignlab.lm.types import Prompt
+from alignlab.train.parallel import Parallel
 
 MethodConfig = PPOConfig | GRPOConfig | RLOOConfig | ReinforceConfig
 CONFIGS: dict[str, type[MethodConfig]] = {
@@ -82,21 +84,24 @@ def improve(
     prompts: Sequence[Prompt],
     config: MethodConfig,
     *,
-    run: Run,
+    run: Run | None,
     progress: Progress,
-    on_step: Callable[[int, list[Response], dict[str, float]], None] | None = None,
+    parallel: Parallel | None = None,
 ) -> list[dict[str, float]]:
-    """Train `lm` in place, logged and resumed in `run`; the metrics of every rollout batch.
+    """Train `lm` in place, logged and resumed in `run`, by all processes of `parallel`, of which one has the run; the
+    metrics of every rollout batch.
 
     Raises TrainingError where no batch had anything to learn from.
     """
     if method == "ppo":
         assert isinstance(config, PPOConfig)
-        trainer = PPOTrainer(lm, reward, None, config, run=run)
-        history = trainer.train(prompts, progress=progress, on_step=on_step).history
+        trainer = PPOTrainer(lm, reward, None, config, run=run, parallel=parallel)
+        history = trainer.train(prompts, progress=progress).history
     else:
         assert isinstance(config, RLConfig)
-        result = LOOPS[method](lm, reward, prompts, config, run=run, progress=progress, on_step=on_step)
+        sampler = sampler_of(lm, batch_size=config.prompts_per_step * config.group_size)
+        actor = Actor(lm.model, lm.tokenizer, sampler, parallel=parallel)
+        result = LOOPS[method](actor, reward, prompts, config, run=run, progress=progress)
         history = result.history
     if all(row.get("skipped") for row in history):
         last = history[-1]["reward"]

@@ -10,13 +10,11 @@ one set of weights; the value function is a head on the policy; there is no mix 
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from alignlab.align.adapters import share_weights
 from alignlab.align.config import AlignConfig
-from alignlab.align.diagnostics.watched import Watched
 from alignlab.align.learning import adapter, training
 from alignlab.align.pipeline import resolve_dtype
 from alignlab.align.preference_model import PreferenceModel
@@ -25,24 +23,17 @@ from alignlab.align.reward.examples import RewardPair
 from alignlab.align.reward.measures import measure_reward
 from alignlab.align.reward.saved import save_reward
 from alignlab.align.reward.training import RewardConfig, RewardLoss, train_reward_model
-from alignlab.align.rl.rewards import Reward
-from alignlab.align.rlhf.config import TRAINED, RLHFConfig
-from alignlab.align.rlhf.material import Material, gather
 from alignlab.align.rlhf.measuring import measure_run
-from alignlab.align.rlhf.methods import improve, method_config
-from alignlab.align.rlhf.rewards import RewardSpec, joined, named_parts, open_reward, prompts_of
-from alignlab.align.rlhf.sources import Asked
+from alignlab.align.rlhf.methods import method_config
+from alignlab.align.rlhf.models import RLHFModels
 from alignlab.align.sft import SFTConfig, sft
 from alignlab.core.errors import ConfigError
 from alignlab.core.files import sha256_file
-from alignlab.core.progress import Progress
 from alignlab.core.rng import derive_seed
 from alignlab.core.runs import Run
 from alignlab.lm import registry
-from alignlab.lm.language_model import LanguageModel, load
-from alignlab.lm.lora_files import load_adapter, store_adapter
+from alignlab.lm.lora_files import store_adapter
 from alignlab.lm.native import export_model
-from alignlab.lm.quant.adapted import settle_adapters
 from alignlab.lm.samplers import sampler_of
 from alignlab.lm.types import SamplingParams
 
@@ -51,46 +42,27 @@ CENTRE = 0.01
 
 
 @dataclass
-class RLHFPipeline:
+class RLHFPipeline(RLHFModels):
     """One run; `execute` does what is not done yet."""
 
-    config: RLHFConfig
     run: Run
-    progress: Progress
-    base: LanguageModel = field(init=False)
-    material: Material = field(init=False)
-    opened: dict[str, Reward] = field(init=False, default_factory=dict)
-    """The rewards that are there without training, by specification."""
-    settled: dict[str, LanguageModel] = field(init=False, default_factory=dict)
 
     def __post_init__(self) -> None:
-        config = self.config
-        config.check_sources()
-        method_config(config.method, config.rl, config.seed)  # a wrong option is refused before anything is loaded
-        setup = self.run.stage("setup", lambda: {"dtype": self.dtype(), "files": self.digests()})
-        changed = [name for name, digest in self.digests().items() if setup["files"].get(name) != digest]
+        self.config.check_sources()
+        method_config(self.config.method, self.config.rl, self.config.seed)  # refused before anything is loaded
+        super().__post_init__()
+
+    def setup(self) -> dict[str, Any]:
+        """What the run was started with, recorded; ConfigError where a file has changed since."""
+        found = self.run.stage("setup", lambda: {"dtype": self.dtype(), "files": self.digests()})
+        changed = [name for name, digest in self.digests().items() if found["files"].get(name) != digest]
         if changed:
             raise ConfigError(f"{changed[0]} has changed since this run was started, start a new one with --fresh")
-        self.base = load(config.model, dtype=setup["dtype"], device=config.device)
-        brought: Asked | None = None
-        for spec in self.specs():
-            if spec.spec not in (TRAINED, "comparisons"):
-                self.opened[spec.spec] = open_reward(
-                    spec.spec, config.task, dtype=setup["dtype"], device=config.device, seed=config.seed
-                )
-        for spec in map(RewardSpec.parse, config.rewards):
-            if spec.spec in self.opened and (brought is None or not brought.train):
-                brought = prompts_of(self.opened[spec.spec])
-        self.material = gather(config, self.base, brought)
+        return found
 
     def dtype(self) -> str:
         """The precision that the run is started with, also when it goes on elsewhere."""
         return resolve_dtype(AlignConfig(dtype=self.config.dtype, device=self.config.device))
-
-    def specs(self) -> list[RewardSpec]:
-        """Every reward that is named: to maximise, to look at, to judge by."""
-        named = [self.config.gold, self.config.judge.reward]
-        return [RewardSpec.parse(text) for text in (*self.config.rewards, *filter(None, named))]
 
     def digests(self) -> dict[str, str]:
         """SHA-256 of the user's own files, which a run must find again as they were."""
@@ -123,49 +95,8 @@ class RLHFPipeline:
             done = self.run.stage_record(name) is not None
             self.progress.say(f"[{number}/{len(stages)}] {name}{' (already done)' if done else ''}")
             self.run.stage(name, work)
-
-    # Models and rewards
-
-    @property
-    def models(self) -> list[str]:
-        """The models that are measured, in the order in which they come to be."""
-        return ["base", *(["sft"] if self.config.sft_source != "none" else []), "rl"]
-
-    def model_after(self, stage: str) -> LanguageModel:
-        """A frozen model over the base weights with the adapters trained up to `stage` in it, or beside its codes."""
-        if stage not in self.settled:  # one copy of what merging changes, whoever asks for it
-            model = share_weights(self.base.model)
-            for name in self.models[1 : self.models.index(stage) + 1]:
-                load_adapter(model, self.adapter_path(name))
-                settle_adapters(model)
-            self.settled[stage] = LanguageModel(model, self.base.tokenizer, stage, self.base.source)
-        held = self.settled[stage]
-        return LanguageModel(share_weights(held.model), held.tokenizer, stage, held.source)
-
-    @property
-    def before(self) -> str:
-        """The model that reinforcement learning starts from, which is also its reference."""
-        return self.models[-2]
-
-    def adapter_path(self, stage: str) -> Path:
-        """Where the adapter of a stage lies."""
-        return self.run.artifacts / f"adapter-{stage}"
-
-    def reward_of(self, spec: str) -> Reward:
-        """The reward that a specification stands for: opened, or trained in this run."""
-        if spec in self.opened:
-            return self.opened[spec]
-        stage = "judge-model" if spec == "comparisons" else "reward-model"
-        return PreferenceModel.load(self.run.artifacts / stage, self.model_after(self.before))
-
-    def objective(self) -> Reward:
-        """What is maximised."""
-        parts = {
-            name: (self.reward_of(spec.spec), spec.weight) for name, spec in named_parts(self.config.rewards).items()
-        }
-        return joined(parts, self.config.combine, self.config.rl.reward_time_limit)
-
-    # Stages
+            if done and name == "reinforcement":
+                self.parallel.broadcast(None)  # nobody is needed any more
 
     def fine_tune(self) -> dict[str, Any]:
         """Learn the demonstrations, or the chosen answers."""
@@ -219,21 +150,12 @@ class RLHFPipeline:
         return {"pairs": len(pairs), "steps": result.steps, "loss": result.final_loss, "measures": measures}
 
     def reinforce(self) -> dict[str, Any]:
-        """The policy climbs the reward, held near the model it starts from."""
-        config, lm = self.config, self.model_after(self.before)
-        gold = None if config.gold is None else self.reward_of(RewardSpec.parse(config.gold).spec)
-        watched = Watched(
-            self.objective(),
-            gold,
-            run=self.run,
-            count_tokens=lambda text: len(lm.tokenizer.encode(text)),
-            time_limit=config.rl.reward_time_limit,
-        )
-        how = method_config(config.method, config.rl, config.seed)
-        history = improve(config.method, lm, watched, self.material.train, how, run=self.run, progress=self.progress)
-        store_adapter(lm.model, self.adapter_path("rl"), base_model=config.model)
+        """The policy climbs the reward, held near the model it starts from, with the other processes if there are."""
+        self.parallel.broadcast(str(self.run.path))
+        lm, history = self.train_policy(self.run)
+        store_adapter(lm.model, self.adapter_path("rl"), base_model=self.config.model)
         skipped = sum(bool(row.get("skipped")) for row in history)
-        return {"method": config.method, "steps": len(history), "skipped": skipped, "last": history[-1]}
+        return {"method": self.config.method, "steps": len(history), "skipped": skipped, "last": history[-1]}
 
     def answer(self, name: str) -> dict[str, Any]:
         """What a model says to the held-out prompts, in `artifacts/answers-NAME.jsonl`."""
