@@ -93,6 +93,16 @@ def test_the_other_processes_have_nothing_to_do_where_the_policy_is_there(tiny: 
     assert assist(tiny.tiny_config(model, None), Told()) is None
 
 
+@pytest.mark.slow
+def test_an_error_before_the_training_ends_every_process(tiny: ModuleType, model: Path, tmp_path: Path) -> None:
+    config = tiny.tiny_config(model, tmp_path / "no-such-file.jsonl")
+    (first, said), (second, other) = start(config, tmp_path)
+    assert first != 0
+    assert "no-such-file.jsonl is no file" in said
+    assert second != 0
+    assert other.startswith("alignlab: the process that has the run ended")
+
+
 def test_a_run_that_has_not_begun_has_no_models(tiny: ModuleType, model: Path, tmp_path: Path) -> None:
     config = tiny.tiny_config(model, None)
     Run.create(config, name="rlhf", path=tmp_path / "run").close()

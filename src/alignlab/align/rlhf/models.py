@@ -131,6 +131,9 @@ class RLHFModels:
 
 def assist(config: RLHFConfig, parallel: Parallel) -> None:
     """The part of a process that does not write the run: wait until the policy is trained, and train it too."""
-    place = parallel.broadcast(None)
+    try:
+        place = parallel.broadcast(None)
+    except RuntimeError as error:  # of torch.distributed: nobody is at the other end
+        raise RunError("the process that has the run ended before the training; its own output says why") from error
     if place is not None:
         RLHFModels(config, Run.read(Path(place)), Progress.silent(), parallel).train_policy(None)
