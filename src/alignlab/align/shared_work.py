@@ -32,7 +32,7 @@ from alignlab.core.config import to_dict
 from alignlab.core.errors import AlignlabError, ConfigError, RunError, TrainingError
 from alignlab.core.rng import derive_seed
 from alignlab.lm.types import Completion, Prompt, Sampler, SamplingParams
-from alignlab.train.parallel import Kind, Parallel, parallel_from_env
+from alignlab.train.parallel import Kind, Parallel, leaving, parallel_from_env
 from alignlab.train.resume import fingerprint, refuse_another
 
 T = TypeVar("T")
@@ -228,12 +228,11 @@ def keeps_account(reward: Guarded) -> bool:
 def processes(kind: Kind = "auto", *, timeout_seconds: float = 1800.0) -> Iterator[Parallel]:
     """The processes that torchrun started this one among; what a user can cause ends the script with one sentence."""
     try:
-        parallel = parallel_from_env(kind, timeout_seconds=timeout_seconds)
-        yield parallel
+        with leaving(parallel_from_env(kind, timeout_seconds=timeout_seconds)) as parallel:
+            yield parallel
     except AlignlabError as error:
         print(f"alignlab: {_sentence(error)}", file=sys.stderr, flush=True)
-        raise SystemExit(2) from None  # without waiting for the others, who may be gone
-    parallel.close()
+        raise SystemExit(2) from None
 
 
 def _call(module: nn.Module, work: Any) -> Any:

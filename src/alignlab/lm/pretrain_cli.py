@@ -42,11 +42,10 @@ def train(config: PretrainConfig, *, place: Path | None, fresh: bool, sinks: tup
     from alignlab.core.run_choice import open_or_create
     from alignlab.lm.pretrain import pretrain, start_parallel
     from alignlab.lm.tokenized_corpus import open_tokenized
-    from alignlab.train.parallel import restarted
+    from alignlab.train.parallel import leaving, restarted
 
     config = resolved(config, open_tokenized(config.data).tokenizer.vocab_size)
-    parallel = start_parallel(config)
-    try:
+    with leaving(start_parallel(config)) as parallel:
         if not parallel.is_main:
             pretrain(config, None, progress=Progress.silent(), parallel=parallel)
             return 0
@@ -58,8 +57,6 @@ def train(config: PretrainConfig, *, place: Path | None, fresh: bool, sinks: tup
         with run:
             result = pretrain(config, run, progress=progress, parallel=parallel)
             print(summary(config, run, result))
-    finally:
-        parallel.close()
     return 0
 
 

@@ -20,6 +20,8 @@ its class and its parameters' names under every kind; optimiser, averages and ch
 from __future__ import annotations
 
 import os
+import sys
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -29,7 +31,7 @@ import torch
 from torch import Tensor, nn
 
 from alignlab.core.config import require
-from alignlab.core.errors import ConfigError
+from alignlab.core.errors import AlignlabError, ConfigError
 from alignlab.core.files import append_jsonl
 
 if TYPE_CHECKING:
@@ -228,6 +230,28 @@ def parallel_from_env(kind: Kind = "auto", *, precision: str = "fp32", timeout_s
     if kind == "fsdp":
         return FullyShardedParallel(local_rank=local, timeout_seconds=timeout_seconds, precision=precision)
     return DataParallel(local_rank=local, timeout_seconds=timeout_seconds)
+
+
+@contextmanager
+def leaving(parallel: Parallel) -> Iterator[Parallel]:
+    """Inside, an error of one of several processes is told and ends that process at once; at the end all part.
+
+    A process that unwinds instead can hang: what torch.distributed holds may wait for processes that are gone.
+    """
+    try:
+        yield parallel
+    except Exception as error:
+        if parallel.world == 1:
+            raise
+        known = isinstance(error, AlignlabError)
+        if known:
+            print(f"alignlab: {' '.join(str(error).split())}", file=sys.stderr)
+        else:
+            traceback.print_exc()
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(2 if known else 1)
+    parallel.close()
 
 
 def restarted() -> bool:

@@ -40,16 +40,13 @@ def rlhf(argv: list[str]) -> int:
     command = parse_cli(RLHFCommand, argv, prog="alignlab rlhf", first="comparisons")
     config = RLHFConfig(**{name: getattr(command, name) for name in RLHFConfig.__dataclass_fields__})
     from alignlab.align.rlhf.models import assist
-    from alignlab.train.parallel import parallel_from_env
+    from alignlab.train.parallel import leaving, parallel_from_env
 
-    parallel = parallel_from_env("auto", timeout_seconds=LONGEST_WAIT)
-    try:
+    with leaving(parallel_from_env("auto", timeout_seconds=LONGEST_WAIT)) as parallel:
         if parallel.is_main:
             write(config, command, parallel)
         else:
             assist(config, parallel)
-    finally:
-        parallel.close()
     return 0
 
 
