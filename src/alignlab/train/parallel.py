@@ -20,8 +20,6 @@ its class and its parameters' names under every kind; optimiser, averages and ch
 from __future__ import annotations
 
 import os
-import sys
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -31,7 +29,7 @@ import torch
 from torch import Tensor, nn
 
 from alignlab.core.config import require
-from alignlab.core.errors import AlignlabError, ConfigError
+from alignlab.core.errors import ConfigError
 from alignlab.core.files import append_jsonl
 
 if TYPE_CHECKING:
@@ -193,6 +191,9 @@ class Parallel:
         if self._log is not None:
             append_jsonl(self._log, [{"step": step, **metrics}])
 
+    def fail(self, error: Exception) -> None:
+        """What to do before an error is raised: nothing alone; one of several processes ends here."""
+
     def close(self) -> None:
         """Leave the group of processes."""
 
@@ -234,23 +235,12 @@ def parallel_from_env(kind: Kind = "auto", *, precision: str = "fp32", timeout_s
 
 @contextmanager
 def leaving(parallel: Parallel) -> Iterator[Parallel]:
-    """Inside, an error of one of several processes is told and ends that process at once; at the end all part.
-
-    A process that unwinds instead can hang: what torch.distributed holds may wait for processes that are gone.
-    """
+    """Inside, an error of one of several processes is told and ends that process at once; at the end all part."""
     try:
         yield parallel
     except Exception as error:
-        if parallel.world == 1:
-            raise
-        known = isinstance(error, AlignlabError)
-        if known:
-            print(f"alignlab: {' '.join(str(error).split())}", file=sys.stderr)
-        else:
-            traceback.print_exc()
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(2 if known else 1)
+        parallel.fail(error)
+        raise
     parallel.close()
 
 

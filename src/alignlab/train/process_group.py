@@ -9,7 +9,9 @@ from __future__ import annotations
 import datetime
 import json
 import os
+import sys
 import time
+import traceback
 import uuid
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +23,7 @@ from torch import Tensor, nn
 from torch.distributed.tensor import DTensor
 
 from alignlab.core.config import require
-from alignlab.core.errors import ConfigError, RunError
+from alignlab.core.errors import AlignlabError, ConfigError, RunError
 from alignlab.train.parallel import Check, Number, Parallel
 from alignlab.train.sharded_checkpoint import load_newest, save_sharded
 
@@ -114,6 +116,20 @@ class Ranks(Parallel):
     def barrier(self) -> None:
         """Wait until every process is here."""
         dist.all_reduce(torch.zeros(1))  # on the host; dist.barrier would wait for a GPU
+
+    def fail(self, error: Exception) -> None:
+        """Tell the error and end this process at once.
+
+        One that unwinds instead can hang: what torch.distributed holds may wait for processes that are gone.
+        """
+        known = isinstance(error, AlignlabError)
+        if known:
+            print(f"alignlab: {' '.join(str(error).split())}", file=sys.stderr)
+        else:
+            traceback.print_exception(error)
+        sys.stdout.flush()
+        sys.stderr.flush()
+        os._exit(2 if known else 1)
 
     def close(self) -> None:
         """Leave the group, if this object joined it."""
