@@ -100,7 +100,7 @@ class Catch:
 
 
 @pytest.mark.slow
-def test_catches_every_ball() -> None:
+def test_catches_nearly_every_ball() -> None:
     """The reward comes eight steps after the first action; any policy blind to the ball is at -0.78 or below."""
     copies, caught = 16, []
     settings = AgentSettings(width=8, hidden=64, batch_size=64, target_every=200, learning_rate=5e-4)

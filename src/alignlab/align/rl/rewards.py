@@ -88,6 +88,7 @@ def finite_scores(given: object, expected: int, name: str) -> Float[Tensor, " ba
 
 
 CALLED = "a reward is called with two lists, all prompts and all responses of a batch, and gives a number for each"
+"""What somebody is told whose reward seems to be written for a single response."""
 
 
 @dataclass

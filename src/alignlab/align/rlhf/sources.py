@@ -24,6 +24,7 @@ DOCUMENT = ("document", "article", "post", "content", "text")
 """Fields that hold a text to summarise, the first that is there."""
 SUMMARY = ("summary", "highlights", "label")
 Demonstration = SFTExample | Conversation
+"""What is learned first: an answer to a prompt, or the turns of a conversation."""
 
 
 @dataclass(frozen=True)
