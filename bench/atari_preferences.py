@@ -57,6 +57,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--demonstrated", type=int)
     parser.add_argument("--slips", type=float)
     parser.add_argument("--margin", type=float)
+    parser.add_argument("--reward-scale", type=float, help="deviation of the learned reward, a step")
     parser.add_argument("--updates", type=int, help="after each step of all copies of the game")
     parser.add_argument("--threads", type=int, help="that play the games of one agent")
     parser.add_argument("--episodes", type=int, default=0, help="test episodes; none: 30, or 3 at scale smoke")
@@ -85,6 +86,8 @@ def settings_of(options: argparse.Namespace) -> AtariSettings:
     settings = replace(SCALES[options.scale](), game=options.game, **given)
     if options.margin is not None:
         settings = replace(settings, agent=replace(settings.agent, margin=options.margin))
+    if options.reward_scale is not None:
+        settings = replace(settings, reward=replace(settings.reward, scale=options.reward_scale))
     return settings
 
 
@@ -124,8 +127,8 @@ def train(options: argparse.Namespace) -> None:
 
 def passed_on(options: argparse.Namespace) -> list[str]:
     """The flags that an agent's own process needs."""
-    names = ("scale", "game", "steps", "labels", "round_size", "demonstrated", "slips", "margin", "updates", "threads",
-             "episodes", "minutes", "device", "out")  # fmt: skip
+    names = ("scale", "game", "steps", "labels", "round_size", "demonstrated", "slips", "margin", "reward_scale",
+             "updates", "threads", "episodes", "minutes", "device", "out")  # fmt: skip
     given = {name: getattr(options, name) for name in names if getattr(options, name) is not None}
     return [word for name, value in given.items() for word in (f"--{name.replace('_', '-')}", str(value))]
 

@@ -132,7 +132,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--weights", type=float, nargs="+", default=[0.0, 0.25, 0.5, 0.75, 1.0], help="of helpful")
     parser.add_argument("--bounds", type=float, nargs="+", default=[0.25, 0.75], help="least mean of harmless")
-    parser.add_argument("--margin", type=float, default=0.1, help="by which training aims above a bound")
+    parser.add_argument("--margin", type=float, default=0.2, help="by which training aims above a bound")
     parser.add_argument("--tolerance", type=float, default=0.5, help="of the strict order, in deviations of harmless")
     for name, text in MEANINGS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=f"{text} ({LARGE[name]} on a GPU)")

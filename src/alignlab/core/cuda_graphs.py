@@ -40,3 +40,35 @@ def recorded(work: Work, *, pool: Any = None, generators: Sequence[torch.Generat
         return output
 
     return replay, graph.pool()
+
+
+class Replayed:
+    """Work called again and again: on a GPU, once it has warmed up, recorded, and all later calls are replays of that.
+
+    `before` is run once, before the recording: to free what the recording should allocate anew. A CPU only works.
+    """
+
+    def __init__(
+        self,
+        work: Work,
+        device: torch.device,
+        *,
+        generators: Sequence[torch.Generator] = (),
+        before: Callable[[], None] | None = None,
+    ) -> None:
+        self.work, self.generators, self.before = work, generators, before
+        self.active, self.calls = device.type == "cuda", 0
+        self.replay: Work | None = None
+
+    def __call__(self) -> Tensor:
+        """What the work returns; on a GPU the same tensor each time, once recorded."""
+        if not self.active:
+            return self.work()
+        if self.replay is None:
+            self.calls += 1
+            if self.calls <= WARM_UP:
+                return aside(self.work)
+            if self.before is not None:
+                self.before()
+            self.replay, _ = recorded(self.work, generators=self.generators)
+        return self.replay()

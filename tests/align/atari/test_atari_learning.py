@@ -10,9 +10,11 @@ import numpy as np
 import pytest
 import torch
 
-from alignlab.align.atari.agent import Agent, AgentSettings, LatestFrames
+from alignlab.align.atari.acting import Acting, LatestFrames
+from alignlab.align.atari.agent import Agent, AgentSettings
 from alignlab.align.atari.arms import ARMS
 from alignlab.align.atari.cli import AtariTraining, atari, settings_of
+from alignlab.align.atari.clip_reward import ClipReward
 from alignlab.align.atari.learning import evaluate, learn_atari
 from alignlab.align.atari.measures import ArmResult, as_lines, as_record, comparisons
 from alignlab.align.atari.replay import Batch, Episodes, Replay, ReplaySettings
@@ -109,8 +111,8 @@ def test_catches_nearly_every_ball() -> None:
     shares = settings.random_shares(copies)
     for step in range(1400):
         frames = games.frames()
-        latest.see(frames, first)
-        actions = agent.act(latest.stacks, shares if step < 1300 else 0.0)
+        latest.take(frames.numpy(), first.numpy())
+        actions = agent.act(latest.look(), shares if step < 1300 else 0.0)
         rewards, ends = games.step(actions.numpy())
         replay.add(frames, first, actions, rewards, rewards, ends)
         first = ends
@@ -138,13 +140,52 @@ def test_recorded_updates_are_the_plain_ones(monkeypatch: pytest.MonkeyPatch) ->
         return agent, torch.stack(losses).tolist()
 
     recorded_agent, losses = trained()
-    monkeypatch.setattr("alignlab.align.atari.agent.WARM_UP", 1000)
+    monkeypatch.setattr("alignlab.core.cuda_graphs.WARM_UP", 1000)
     plain, expected = trained()
-    assert len(recorded_agent._recorded) == 2
-    assert not plain._recorded
+    assert [work.replay is not None for work in recorded_agent._updates.values()] == [True, True]
+    assert [work.replay is not None for work in plain._updates.values()] == [False, False]
     assert losses == pytest.approx(expected, rel=1e-3)
     for one, other in zip(recorded_agent.online.parameters(), plain.online.parameters(), strict=True):
         torch.testing.assert_close(one, other, rtol=1e-2, atol=1e-4)
+
+
+def acted(device: str) -> tuple[Acting, list[tuple[torch.Tensor, torch.Tensor]]]:
+    """Eight steps of three copies, from the fourth on with a reward whose scale then changes; the reward net grows."""
+    rng = np.random.default_rng(0)
+    agent = Agent(4, TINY.agent, size=36, seed=0, device=device)
+    model = ClipReward(TINY.reward, size=36, seed=0, device=device)
+    acting = Acting(agent, 3, 36, torch.full((3,), 0.3, device=device), device)
+    told = []
+    for step in range(12):
+        acting.latest.take(rng.integers(256, size=(3, 36, 36), dtype=np.uint8), rng.random(3) < 0.3)
+        if step == 8:
+            model.mean.fill_(0.5)
+            with torch.no_grad():
+                model.net.head[-1].weight.mul_(3.0)
+        actions = acting.choose(model if step >= 4 else None)
+        told.append((actions.cpu().clone(), acting.learned.cpu().clone()))
+        if step >= 4:
+            assert torch.allclose(acting.learned, model.rewards(acting.latest.stacks), atol=1e-6)
+    return acting, told
+
+
+def test_acting_tells_the_learned_reward() -> None:
+    """Zero before there is a model, then its own of what is seen now, also after it was fitted anew."""
+    _, told = acted("cpu")
+    assert all(learned.eq(0).all() for _, learned in told[:4])
+    assert all(learned.ne(0).all() for _, learned in told[4:])
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="graphs are recorded on a GPU")
+def test_recorded_acting_is_the_plain_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    acting, told = acted("cuda")
+    assert [work.replay is not None for work in acting._work.values()] == [True, True]
+    monkeypatch.setattr("alignlab.core.cuda_graphs.WARM_UP", 1000)
+    plain, expected = acted("cuda")
+    assert [work.replay is not None for work in plain._work.values()] == [False, False]
+    for (actions, learned), (others, same) in zip(told, expected, strict=True):
+        assert actions.tolist() == others.tolist()
+        torch.testing.assert_close(learned, same, rtol=1e-4, atol=1e-5)
 
 
 def test_targets_take_both_networks() -> None:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from alignlab.align.atari.agent import LatestFrames
+from alignlab.align.atari.acting import LatestFrames
 from alignlab.align.atari.replay import Episodes, Replay, ReplaySettings
 from alignlab.core.errors import ConfigError, DataError
 
@@ -22,11 +22,11 @@ def play(replay: Replay, steps: int, *, seed: int = 0) -> list[dict[str, torch.T
     latest, first = LatestFrames(COPIES, 1, "cpu"), torch.ones(COPIES, dtype=torch.bool)
     for step in range(steps):
         frames = torch.tensor([2 * step, 2 * step + 1], dtype=torch.uint8).reshape(COPIES, 1, 1)
-        latest.see(frames, first)
+        latest.take(frames.numpy(), first.numpy())
         rewards, ends = torch.randn(COPIES, generator=generator), torch.rand(COPIES, generator=generator) < 0.15
         actions = torch.randint(4, (COPIES,), generator=generator)
         replay.add(frames, first, actions, rewards, 10 * rewards, ends)
-        told.append({"stack": latest.stacks, "actions": actions, "rewards": rewards, "ends": ends})
+        told.append({"stack": latest.look().clone(), "actions": actions, "rewards": rewards, "ends": ends})
         first = ends
     return told
 

@@ -4,18 +4,17 @@ from __future__ import annotations
 
 import copy
 import math
-from collections import Counter
 from dataclasses import dataclass
 
 import torch
-from jaxtyping import Bool, Float, Int, UInt8
+from jaxtyping import Float, Int, UInt8
 from torch import Tensor
 
 from alignlab.align.atari.losses import double_q_targets, margin_losses, td_losses
-from alignlab.align.atari.networks import STACK, ActionValues, drawn
+from alignlab.align.atari.networks import ActionValues, drawn
 from alignlab.align.atari.replay import Batch, Replay
 from alignlab.core.config import require
-from alignlab.core.cuda_graphs import WARM_UP, Work, aside, recorded
+from alignlab.core.cuda_graphs import Replayed, Work
 from alignlab.core.errors import TrainingError
 from alignlab.core.rng import derive_seed, torch_generator
 
@@ -74,8 +73,7 @@ class Agent:
             self.online.parameters(), lr=settings.learning_rate, weight_decay=settings.weight_decay, eps=1e-5,
             fused=True, capturable=torch.device(device).type == "cuda",
         )  # fmt: skip
-        self._recorded: dict[tuple[Replay, str], Work] = {}
-        self._warm: Counter[tuple[Replay, str]] = Counter()
+        self._updates: dict[tuple[Replay, str], Replayed] = {}
         self.generator = torch_generator(derive_seed(seed, "agent"), device)
 
     @torch.no_grad()
@@ -127,20 +125,15 @@ class Agent:
 
     def _update(self, replay: Replay, kind: str, once: Work) -> Tensor:
         """One update; on a GPU the third of its kind is recorded, and this and all later ones are replays."""
-        loss = once() if self.generator.device.type == "cpu" else self._replayed((replay, kind), once)
+        if (replay, kind) not in self._updates:
+            self._updates[replay, kind] = Replayed(
+                once, self.generator.device, generators=[self.generator], before=self.optimiser.zero_grad
+            )
+        loss = self._updates[replay, kind]()
         self.updates += 1
         if self.updates % self.settings.target_every == 0:
             self.target.load_state_dict(self.online.state_dict())
         return loss
-
-    def _replayed(self, key: tuple[Replay, str], once: Work) -> Tensor:
-        if key not in self._recorded:
-            self._warm[key] += 1
-            if self._warm[key] <= WARM_UP:
-                return aside(once)
-            self.optimiser.zero_grad(set_to_none=True)
-            self._recorded[key], _ = recorded(once, generators=[self.generator])
-        return self._recorded[key]()
 
     def check(self, loss: Tensor) -> float:
         """The loss as a number, asked for now and then since it waits for the device; TrainingError if it is none."""
@@ -148,15 +141,3 @@ class Agent:
         if number != number or number in (float("inf"), float("-inf")):
             raise TrainingError(f"the agent's loss is {number} after {self.updates} updates, try a lower learning rate")
         return number
-
-
-class LatestFrames:
-    """The four latest frames of every copy; an episode's first frame stands for those before it."""
-
-    def __init__(self, copies: int, size: int, device: torch.device | str) -> None:
-        self.stacks = torch.zeros(copies, STACK, size, size, dtype=torch.uint8, device=device)
-
-    def see(self, frames: UInt8[Tensor, "copies size size"], first: Bool[Tensor, " copies"]) -> None:
-        """Take in what is seen now."""
-        moved = torch.cat([self.stacks[:, 1:], frames[:, None]], dim=1)
-        self.stacks = torch.where(first[:, None, None, None], frames[:, None].expand_as(moved), moved)

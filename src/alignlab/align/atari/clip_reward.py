@@ -180,5 +180,6 @@ class ClipReward:
         """Bring the reward of all that is kept to mean 0 and the deviation asked for, and write it there anew."""
         slots = replay.filled()
         found = torch.cat([self.net(replay.stacks(part)) for part in slots.split(at_a_time)])
-        self.mean, self.deviation = found.mean(), found.std() + 1e-8
+        self.mean.copy_(found.mean())  # where they are: `rewards` may be part of a recorded graph
+        self.deviation.copy_(found.std() + 1e-8)
         replay.learned_rewards[slots] = (found - self.mean) / self.deviation * self.settings.scale

@@ -9,7 +9,8 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 
-from alignlab.align.atari.agent import Agent, LatestFrames
+from alignlab.align.atari.acting import Acting, LatestFrames
+from alignlab.align.atari.agent import Agent
 from alignlab.align.atari.arms import ARMS, Arm
 from alignlab.align.atari.demonstrations import record_demonstrations
 from alignlab.align.atari.environments import AtariGames
@@ -116,17 +117,13 @@ def _play(
     clock: _Clock,
 ) -> int:
     """Play, learn, ask; the steps played."""
-    device = replay.frames.device
-    frames = torch.from_numpy(games.reset()).to(device)
-    first = torch.ones(settings.copies, dtype=torch.bool, device=device)
-    latest, steps = LatestFrames(settings.copies, settings.size, device), 0
-    learned = torch.zeros(settings.copies, device=device)
-    warm, shares = settings.first_steps, settings.agent.random_shares(settings.copies, device)
+    device, warm, steps = replay.frames.device, settings.first_steps, 0
+    shares = settings.agent.random_shares(settings.copies, device)
+    acting = Acting(agent, settings.copies, settings.size, shares, device)
+    latest = acting.latest
+    latest.take(games.reset(), np.ones(settings.copies, dtype=bool))
     while steps < settings.steps and not clock.over():
-        latest.see(frames, first)
-        actions = agent.act(latest.stacks, shares)
-        if questions is not None and len(questions.model):
-            learned = questions.model.rewards(latest.stacks)
+        actions = acting.choose(questions.model if questions is not None and len(questions.model) else None)
         games.send(actions.cpu().numpy())
         if steps >= warm:  # while the threads play
             for _ in range(settings.updates):
@@ -135,8 +132,8 @@ def _play(
                     agent.check(loss)
         step = games.receive()
         rewards, ends = torch.from_numpy(step.rewards).to(device), torch.from_numpy(step.ends).to(device)
-        replay.add(frames, first, actions, rewards, learned, ends)
-        frames, first = torch.from_numpy(step.frames).to(device), ends
+        replay.add(latest.frames, latest.first, actions, rewards, acting.learned, ends)
+        latest.take(step.frames, step.ends)
         begun = steps >= warm
         steps += settings.copies
         if questions is not None and steps >= warm:
@@ -156,20 +153,19 @@ def evaluate(
         settings.game, episodes, seed=seed, threads=settings.threads, size=settings.size, most_steps=settings.most_steps
     )
     rng = np.random.default_rng(derive_seed(seed, "random actions"))
-    frames, first = games.reset(), np.ones(episodes, dtype=bool)
     latest = LatestFrames(episodes, settings.size, device)
+    latest.take(games.reset(), np.ones(episodes, dtype=bool))
     scores, over = np.zeros(episodes), np.zeros(episodes, dtype=bool)
     while not over.all():
         any_action = rng.integers(games.actions, size=episodes)
         if agent is None:
             actions = any_action
         else:
-            latest.see(torch.from_numpy(frames).to(device), torch.from_numpy(first).to(device))
-            best = agent.online(latest.stacks).argmax(dim=1).cpu().numpy()
+            best = agent.online(latest.look()).argmax(dim=1).cpu().numpy()
             actions = np.where(rng.random(episodes) < TEST_RANDOM, any_action, best)
         step = games.step(actions)
         scores += np.where(over, 0.0, step.rewards)
-        frames, first = step.frames, step.ends
+        latest.take(step.frames, step.ends)
         over |= step.ends
     return scores
 

@@ -150,8 +150,8 @@ class Replay:
         self.frames[slots], self.first[slots], self.actions[slots] = frames, first, actions
         self.true_rewards[slots], self.learned_rewards[slots], self.ends[slots] = rewards, learned, ends
         # This step has no future yet, and the stacks of the oldest ones reach back to what was just written over.
-        for ahead in range(STACK):
-            self.priorities[self._columns + (self.steps + ahead) % self.length] = 0.0
+        ahead = torch.arange(self.steps, self.steps + STACK, device=slots.device) % self.length
+        self.priorities[self._columns[:, None] + ahead] = 0.0
         if self.steps >= self.settings.n_step:
             self.priorities[self._columns + (self.steps - self.settings.n_step) % self.length] = self.largest
         self.steps += 1
