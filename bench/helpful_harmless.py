@@ -132,7 +132,7 @@ def arguments(argv: list[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--weights", type=float, nargs="+", default=[0.0, 0.25, 0.5, 0.75, 1.0], help="of helpful")
     parser.add_argument("--bounds", type=float, nargs="+", default=[0.25, 0.75], help="least mean of harmless")
-    parser.add_argument("--margin", type=float, default=0.2, help="by which training aims above a bound")
+    parser.add_argument("--margin", type=float, default=0.1, help="by which training aims above a bound")
     parser.add_argument("--tolerance", type=float, default=0.5, help="of the strict order, in deviations of harmless")
     for name, text in MEANINGS.items():
         parser.add_argument(f"--{name.replace('_', '-')}", type=int, help=f"{text} ({LARGE[name]} on a GPU)")
@@ -158,10 +158,10 @@ def combinations(options: argparse.Namespace) -> dict[str, ObjectivesConfig]:
         both = {HELPFUL: weight, HARMLESS: 1 - weight}
         found[f"weight {weight:g}"] = ObjectivesConfig("weighted", both, normalise="running")
     for bound in options.bounds:
-        # The policy follows a multiplier many steps late: a fast integral overshoots by far.
+        # The policy follows a multiplier many steps late and with momentum: the derivative meets it early.
         found[f"bound {bound:g}"] = ObjectivesConfig(
-            "constrained", maximise=HELPFUL, bounds={HARMLESS: bound + options.margin}, normalise="none", rate=0.1,
-            proportional=2.0,
+            "constrained", maximise=HELPFUL, bounds={HARMLESS: bound + options.margin}, normalise="none", rate=0.02,
+            proportional=1.0, derivative=8.0, smoothing=0.5, start=1.0,
         )  # fmt: skip
     order, tolerances = (HARMLESS, HELPFUL), {HARMLESS: options.tolerance}
     found["strict order"] = ObjectivesConfig("lexicographic", order=order, tolerances=tolerances, normalise="none")
@@ -470,7 +470,10 @@ def training_line(job: dict[str, Any]) -> str:
         last = job["history"][-1]
         said += f", KL {last.get('kl', float('nan')):.1f} nats, length {last.get('response_length', float('nan')):.0f}"
         if f"multiplier/{HARMLESS}" in last:
-            said += f", multiplier {last[f'multiplier/{HARMLESS}']:.2f}, cost {last[f'cost/{HARMLESS}']:.2f}"
+            late = [-row[f"cost/{HARMLESS}"] for row in job["history"][-6:]]
+            said += (
+                f", multiplier {last[f'multiplier/{HARMLESS}']:.2f}, harmless {np.mean(late):.2f} in its last batches"
+            )
     stopped = " (stopped by time)" if job.get("stopped_by_time") else ""
     times = f"{job['seconds']:.0f} s, of which {job['loading']:.0f} loading, {job['measuring']:.0f} measuring"
     return f"{said}{stopped}; {times}"

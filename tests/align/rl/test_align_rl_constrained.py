@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -16,6 +17,7 @@ from alignlab.align.rl.config import GRPOConfig
 from alignlab.align.rl.constrained import (
     CostLimit,
     LagrangianReward,
+    Multiplier,
     next_multiplier,
     tilted_to_limit,
     trajectory_figure,
@@ -128,10 +130,43 @@ def test_the_exact_optimum_is_better_than_any_other_policy_that_meets_the_limit(
 
 def test_multipliers_by_hand() -> None:
     bound = CostLimit(len, 0.5, rate=0.2, proportional=2.0, settle=4, maximum=1.5)  # type: ignore[arg-type]
-    assert next_multiplier(bound, 0.0, 0.3, 0) == pytest.approx((0.06, 0.66))
-    assert next_multiplier(bound, 0.06, -0.5, 3) == (0.0, 0.0)  # never below 0
-    assert next_multiplier(bound, 1.0, 0.5, 7)[0] == pytest.approx(1.05)  # the rate has fallen to a half
-    assert next_multiplier(bound, 1.0, 0.5, 7)[1] == 1.5
+    first = next_multiplier(bound, Multiplier(0.0, 0.0), 0.3, 0)
+    assert (first.value, first.integral, first.smoothed) == pytest.approx((0.66, 0.06, 0.3))
+    assert next_multiplier(bound, first, -0.5, 3) == Multiplier(0.0, 0.0, -0.5)  # never below 0
+    later = next_multiplier(bound, Multiplier(1.0, 1.0), 0.5, 7)
+    assert later.integral == pytest.approx(1.05)  # the rate has fallen to a half
+    assert later.value == 1.5
+
+
+def test_the_derivative_by_hand() -> None:
+    bound = CostLimit(len, 0.0, rate=0.1, proportional=1.0, derivative=10.0, smoothing=0.5, start=2.0)  # type: ignore[arg-type]
+    one = next_multiplier(bound, Multiplier(2.0, 2.0), 0.4, 0)
+    assert (one.value, one.integral, one.smoothed) == pytest.approx((2.44, 2.04, 0.4))  # nothing to grow from yet
+    two = next_multiplier(bound, one, 0.8, 1)
+    assert (two.value, two.smoothed) == pytest.approx((2.12 + 0.6 + 10 * 0.2, 0.6))
+    three = next_multiplier(bound, two, 0.0, 2)
+    assert three.value == pytest.approx(max(0.0, 2.12 + 0.3 - 10 * 0.3))  # a falling violation takes away
+
+
+def test_the_derivative_stops_a_policy_with_momentum() -> None:
+    """A cost that follows its multiplier as Adam's momentum has it: without the term it swings far past the limit."""
+
+    def costs(derivative: float) -> np.ndarray:
+        bound = CostLimit(len, -1.0, rate=0.3, proportional=1.0, derivative=derivative, start=1.0)  # type: ignore[arg-type]
+        cost, speed, now, found = 0.0, 0.0, Multiplier(1.0, 1.0), []
+        for step in range(120):
+            now = next_multiplier(bound, now, cost + 1.0, step)
+            goal = 2.0 - 4.0 * now.value / (1 + now.value)  # from 2 without a multiplier to -2 under a large one
+            speed = 0.9 * speed + 0.1 * 0.6 * np.tanh(goal - cost)
+            cost += speed
+            found.append(cost)
+        return np.array(found)
+
+    swinging, damped = costs(0.0), costs(8.0)
+    assert swinging.min() < -1.3
+    assert np.abs(swinging[60:] + 1.0).max() > 0.1
+    assert damped.min() > -1.1
+    assert np.abs(damped[60:] + 1.0).max() < 0.02
 
 
 def lengths(prompts: list, responses: list[str]) -> list[float]:
@@ -151,7 +186,7 @@ def test_scores_by_hand_and_scoring_alone_moves_nothing() -> None:
     assert reward.score(["p"] * 2, ["aab", "b"]).tolist() == [3 - 4.0, 1.0]
     reward.score(["p"] * 2, ["aa", "aa"])
     assert reward.multipliers == {"a": 2.0}
-    assert reward.after_step() == {"plain_reward": 2.0, "cost/a": 1.5, "multiplier/a": 2.0}
+    assert reward.after_step() == {"plain_reward": 2.0, "cost/a": 1.5, "violation/a": 1.0, "multiplier/a": 2.0}
     assert reward.multipliers["a"] == pytest.approx(2.1)
     drawn = trajectory_figure(reward, "a")
     assert {trace.name: list(trace.y) for trace in drawn.data} == {

@@ -42,6 +42,12 @@ class ObjectivesConfig:
     """constrained: how fast multipliers follow violations."""
     proportional: float = 0.5
     """constrained: how much of the present violation they add."""
+    derivative: float = 0.0
+    """constrained: how much they add of the violation's growth since the step before."""
+    smoothing: float = 0.0
+    """constrained: share of its past in the violation that those two read."""
+    start: float = 0.0
+    """constrained: the multipliers before the first step."""
     maximum: float = 100.0
     """constrained: where a multiplier stops, and with it a run that cannot meet its bound."""
     time_limit: float | None = 60.0
@@ -91,7 +97,7 @@ def combine(rewards: Mapping[str, Reward], config: ObjectivesConfig) -> Combined
     limits = {
         name: CostLimit(
             Shortfall(rewards[name]), limit=-bound, rate=config.rate, proportional=config.proportional,
-            maximum=config.maximum,
+            derivative=config.derivative, smoothing=config.smoothing, start=config.start, maximum=config.maximum,
         )
         for name, bound in config.bounds.items()
     }  # fmt: skip

@@ -2,14 +2,16 @@
 
 `LagrangianReward` goes wherever a reward goes, so PPO, GRPO, RLOO and REINFORCE become their Lagrangian forms: the
 policy climbs `r - sum_k lambda_k c_k`, the multipliers climb the violations (Altman 1999; Dai et al. 2024, Safe RLHF,
-eq. 9 to 11; the proportional term is that of Stooke et al. 2020). Their trajectory is part of every step's metrics.
+eq. 9 to 11), with the proportional and derivative terms of Stooke et al. (2020, PID Lagrangian, algorithm 2). Unlike
+theirs, the derivative counts with either sign: a policy with momentum overshoots in both directions. The trajectory of
+the multipliers is part of every step's metrics.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from jaxtyping import Float
@@ -36,6 +38,10 @@ class CostLimit:
     """How far the multiplier moves for each unit of violation in each step (the integral term)."""
     proportional: float = 0.0
     """Added for each unit of the present violation: damps the swings that the integral alone makes."""
+    derivative: float = 0.0
+    """Added for each unit that the violation grew by since the step before: meets a policy that has momentum early."""
+    smoothing: float = 0.0
+    """Share of its past in the running mean of the violation that those two terms read; 0: the step's own."""
     settle: int | None = None
     """Steps after which the rate falls as one over the step, so that the multiplier comes to rest; none: never."""
     start: float = 0.0
@@ -46,21 +52,37 @@ class CostLimit:
     def __post_init__(self) -> None:
         require(math.isfinite(self.limit), "limit", self.limit, "a finite number")
         require(self.rate > 0, "rate", self.rate, "a positive number")
-        require(self.proportional >= 0, "proportional", self.proportional, "0 or a positive number")
+        for name in ("proportional", "derivative"):
+            require(getattr(self, name) >= 0, name, getattr(self, name), "0 or a positive number")
+        require(0 <= self.smoothing < 1, "smoothing", self.smoothing, "a number from 0 to below 1")
         require(self.settle is None or self.settle >= 1, "settle", self.settle, "none or a whole number of at least 1")
         require(0 < self.maximum < math.inf, "maximum", self.maximum, "a positive number")
         require(0 <= self.start <= self.maximum, "start", self.start, f"a number from 0 to maximum ({self.maximum:g})")
 
 
-def next_multiplier(bound: CostLimit, integral: float, violation: float, step: int) -> tuple[float, float]:
-    """(integral, multiplier) after step `step` (0-based) with mean cost `limit + violation`.
+@dataclass(frozen=True)
+class Multiplier:
+    """A multiplier and what it remembers."""
 
-    `I <- clip(I + rate_t v)`, `lambda = clip(I + proportional v)`, both between 0 and `maximum`; `rate_t` is `rate`
-    up to `settle` steps and `rate * settle / (step + 1)` after them.
+    value: float
+    integral: float
+    smoothed: float | None = None
+    """The running mean of the violation; None before the first step."""
+
+
+def next_multiplier(bound: CostLimit, now: Multiplier, violation: float, step: int) -> Multiplier:
+    """The multiplier after step `step` (0-based) with mean cost `limit + violation`.
+
+    `I <- clip(I + rate_t v)`, `s <- smoothing s + (1 - smoothing) v`, `lambda = clip(I + proportional s + derivative
+    (s - s_before))`, both clipped to 0 and `maximum`; `rate_t` is `rate` up to `settle` steps and `rate * settle /
+    (step + 1)` after them.
     """
     falling = 1.0 if bound.settle is None else min(1.0, bound.settle / (step + 1))
-    integral = min(max(integral + bound.rate * falling * violation, 0.0), bound.maximum)
-    return integral, min(max(integral + bound.proportional * violation, 0.0), bound.maximum)
+    integral = min(max(now.integral + bound.rate * falling * violation, 0.0), bound.maximum)
+    before = violation if now.smoothed is None else now.smoothed
+    smoothed = bound.smoothing * before + (1 - bound.smoothing) * violation
+    value = integral + bound.proportional * smoothed + bound.derivative * (smoothed - before)
+    return Multiplier(min(max(value, 0.0), bound.maximum), integral, smoothed)
 
 
 @dataclass
@@ -76,17 +98,20 @@ class LagrangianReward:
     limits: Mapping[str, CostLimit]
     normalise: bool = False
     time_limit: float | None = 60.0
-    multipliers: dict[str, float] = field(default_factory=dict, init=False)
     trajectory: list[dict[str, float]] = field(default_factory=list, init=False)
-    """Of each step: mean cost and multiplier of every limit."""
+    """Of each step: mean cost, violation (cost less limit) and multiplier of every limit."""
 
     def __post_init__(self) -> None:
         require(bool(self.limits), "limits", dict(self.limits), "at least one cost limit with a name")
         self._reward = Guarded(self.reward, self.time_limit)
         self._costs = {name: Guarded(bound.cost, self.time_limit) for name, bound in self.limits.items()}
-        self.multipliers = {name: bound.start for name, bound in self.limits.items()}
-        self._integrals = dict(self.multipliers)
+        self._state = {name: Multiplier(bound.start, bound.start) for name, bound in self.limits.items()}
         self._reset()
+
+    @property
+    def multipliers(self) -> dict[str, float]:
+        """Of every limit, as the next responses are scored."""
+        return {name: state.value for name, state in self._state.items()}
 
     def score(self, prompts: Sequence[Prompt], responses: Sequence[str]) -> Float[Tensor, " batch"]:
         """The penalised reward of each response."""
@@ -96,7 +121,7 @@ class LagrangianReward:
         for name, cost in self._costs.items():
             costs = cost.score(prompts, responses)
             self._cost_sums[name] += float(costs.double().sum())
-            total = total - self.multipliers[name] * costs
+            total = total - self._state[name].value * costs
         return total / (1 + sum(self.multipliers.values())) if self.normalise else total
 
     def after_step(self) -> dict[str, float]:
@@ -105,31 +130,32 @@ class LagrangianReward:
             return {}
         measured = {"plain_reward": self._reward_sum / self._count}
         for name, bound in self.limits.items():
-            cost = self._cost_sums[name] / self._count
-            measured |= {f"cost/{name}": cost, f"multiplier/{name}": self.multipliers[name]}
-            step, before = len(self.trajectory), self.multipliers[name]
-            self._integrals[name], after = next_multiplier(bound, self._integrals[name], cost - bound.limit, step)
-            if before == after == bound.maximum and cost > bound.limit:
+            cost, before, step = self._cost_sums[name] / self._count, self._state[name], len(self.trajectory)
+            violation = cost - bound.limit
+            measured |= {
+                f"cost/{name}": cost, f"violation/{name}": violation, f"multiplier/{name}": before.value
+            }  # fmt: skip
+            after = self._state[name] = next_multiplier(bound, before, violation, step)
+            if before.value == after.value == bound.maximum and violation > 0:
                 raise TrainingError(
                     f"the multiplier of {name} has reached its maximum ({bound.maximum:g}) at step {step + 1} and the "
                     f"mean cost is still {cost:.4g}, allowed: {bound.limit:g}; the limit may be out of reach"
                 )
-            self.multipliers[name] = after
         self.trajectory.append(measured)
         self._reset()
         return {**after_step(self.reward), **measured}
 
     def state_dict(self) -> dict[str, Any]:
         """What a checkpoint keeps, the reward's own state with it."""
-        own = {"multipliers": dict(self.multipliers), "integrals": dict(self._integrals)}
-        return {**own, "trajectory": list(self.trajectory), "reward": self._reward.state_dict()}
+        own = {name: asdict(state) for name, state in self._state.items()}
+        return {"multipliers": own, "trajectory": list(self.trajectory), "reward": self._reward.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Go on from a checkpoint; TrainingError where it is of other limits."""
         if set(state["multipliers"]) != set(self.limits):
             there, here = ", ".join(state["multipliers"]), ", ".join(self.limits)
             raise TrainingError(f"the checkpoint has multipliers of {there}, this training of {here}; they must agree")
-        self.multipliers, self._integrals = dict(state["multipliers"]), dict(state["integrals"])
+        self._state = {name: Multiplier(**own) for name, own in state["multipliers"].items()}
         self.trajectory = [dict(row) for row in state["trajectory"]]
         self._reward.load_state_dict(state["reward"])
 

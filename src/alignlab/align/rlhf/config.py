@@ -155,6 +155,12 @@ class CombineSettings:
     """lexicographic: how far behind the best is as good as equal, in deviations."""
     rate: float = 0.3
     """constrained: how fast multipliers follow violations."""
+    proportional: float = 0.5
+    """constrained: how much of the present violation they add."""
+    derivative: float = 0.0
+    """constrained: how much of the violation's growth they add, against overshooting."""
+    smoothing: float = 0.0
+    """constrained: share of its past in the violation that those two read."""
 
 
 @dataclass(frozen=True)
