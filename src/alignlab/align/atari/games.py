@@ -7,6 +7,7 @@ from types import ModuleType
 
 import numpy as np
 from numpy.typing import NDArray
+from scipy.sparse import csr_array
 
 from alignlab.core.config import require
 from alignlab.core.extras import import_extra
@@ -62,7 +63,8 @@ class OneGame:
         self._console.loadROM(ale.roms.get_rom_path(game))
         self._actions = self._console.getMinimalActionSet()
         self.actions = len(self._actions)
-        self._rows, self._columns = area_weights(210, size), area_weights(160, size)
+        # Sparse: dense products of this size would wake every core's thread for each frame.
+        self._rows, self._columns = csr_array(area_weights(210, size)), csr_array(area_weights(160, size))
         self._hidden = hidden_rows(self.game, size)
 
     def reset(self, idle: int = 0) -> NDArray[np.uint8]:
@@ -89,7 +91,7 @@ class OneGame:
         return np.asarray(self._console.getRAM(), dtype=np.int64)
 
     def _seen(self, screen: NDArray[np.uint8]) -> NDArray[np.uint8]:
-        small = np.rint(self._rows @ screen.astype(np.float64) @ self._columns.T).astype(np.uint8)
+        small = np.rint((self._columns @ (self._rows @ screen.astype(np.float64)).T).T).astype(np.uint8)
         small[: self._hidden] = 0
         return small
 
