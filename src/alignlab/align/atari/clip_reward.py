@@ -27,7 +27,7 @@ class ClipRewardSettings:
     """Filters of each convolution."""
     uniform: float = 0.1
     """Share of answers taken to be drawn at random, without a look."""
-    learning_rate: float = 3e-4
+    learning_rate: float = 1e-3
     """Of AdamW."""
     weight_decay: float = 1e-3
     """Of AdamW."""
@@ -39,7 +39,7 @@ class ClipRewardSettings:
     """Updates after every later round."""
     shift: int = 4
     """Most pixels, up or down and left or right, by which the clips of an update are moved at random."""
-    scale: float = 0.1
+    scale: float = 0.2
     """Deviation a step that the reward is brought to before the agent learns from it; its mean is brought to 0."""
 
     def __post_init__(self) -> None:

@@ -14,6 +14,8 @@ from alignlab.core.rng import torch_generator
 Net = TypeVar("Net", bound=nn.Module)
 STACK = 4
 """Frames that an agent sees at once."""
+MOTION = 10.0
+"""By how much the reward model sees differences between frames larger than the frames themselves."""
 
 
 def as_input(stacks: UInt8[Tensor, "batch 4 height width"]) -> Float[Tensor, "batch 4 height width"]:
@@ -51,6 +53,8 @@ class FrameReward(nn.Module):
     """Four convolutions and a layer of 64 units (after Christiano et al. 2017, appendix A): one number a stack.
 
     Without their batch normalisation and dropout; clips are shifted at random instead (`ClipRewardSettings.shift`).
+    It sees the latest frame and the three differences between frames: a point is scored by what moves, which is a few
+    pixels of a still picture.
     """
 
     def __init__(self, *, size: int = 84, width: int = 16) -> None:
@@ -65,7 +69,9 @@ class FrameReward(nn.Module):
 
     def forward(self, stacks: UInt8[Tensor, "batch 4 height width"]) -> Float[Tensor, " batch"]:
         """Reward of each stack, not normalised."""
-        found: Tensor = self.head(self.trunk(as_input(stacks))).squeeze(1)
+        frames = as_input(stacks)
+        seen = torch.cat([frames[:, -1:], MOTION * frames.diff(dim=1)], dim=1)
+        found: Tensor = self.head(self.trunk(seen)).squeeze(1)
         return found
 
 
