@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import tempfile
 import time
 from itertools import pairwise
 from typing import Any
@@ -24,6 +25,7 @@ from smollm2_shape import SHAPE
 from tokenizers import models, pre_tokenizers
 
 from alignlab.lm.config import GPTConfig
+from alignlab.lm.hf_export import export_hf
 from alignlab.lm.language_model import LanguageModel
 from alignlab.lm.lora import ALL_LINEAR, LoraConfig
 from alignlab.lm.model import GPTModel
@@ -70,6 +72,14 @@ class Setting:
             num_attention_heads=s["n_heads"], num_key_value_heads=s["n_kv_heads"], intermediate_size=s["d_mlp"],
             tie_word_embeddings=True, bos_token_id=None, pad_token_id=1,
         )  # fmt: skip
+
+    def their_model(self) -> Any:
+        """The very weights that alignlab's policy begins with."""
+        from transformers import LlamaForCausalLM
+
+        with tempfile.TemporaryDirectory() as folder:
+            export_hf(self.our_model(0), folder)
+            return LlamaForCausalLM.from_pretrained(folder, dtype=torch.bfloat16, eos_token_id=0, pad_token_id=1)
 
     def their_tokenizer(self) -> Any:
         from transformers import PreTrainedTokenizerFast
@@ -148,14 +158,13 @@ def adapter() -> Any:
 def their_grpo(s: Setting) -> list[float]:
     import trl
     from datasets import Dataset
-    from transformers import LlamaForCausalLM
 
     config = trl.GRPOConfig(
         num_generations=s.group, max_completion_length=s.new, max_steps=s.steps, **their_arguments(s)
     )
     timed = clock()
     trl.GRPOTrainer(
-        model=LlamaForCausalLM(s.their_config()).to(torch.bfloat16), args=config, processing_class=s.their_tokenizer(),
+        model=s.their_model(), args=config, processing_class=s.their_tokenizer(),
         train_dataset=Dataset.from_list([{"prompt": prompt} for prompt in s.prompts(s.batch)]),
         reward_funcs=lambda completions, **_: reward(None, completions), peft_config=adapter(), callbacks=[timed],
     ).train()  # fmt: skip
@@ -164,7 +173,7 @@ def their_grpo(s: Setting) -> list[float]:
 
 def their_ppo(s: Setting) -> list[float]:
     from datasets import Dataset
-    from transformers import LlamaForCausalLM, LlamaForSequenceClassification
+    from transformers import LlamaForSequenceClassification
     from trl.experimental.ppo import PPOConfig, PPOTrainer
 
     shape = s.their_config()
@@ -178,7 +187,7 @@ def their_ppo(s: Setting) -> list[float]:
     rows = [{"input_ids": tokenizer(prompt)["input_ids"]} for prompt in s.prompts(s.batch)]
     timed = clock()
     trainer = PPOTrainer(
-        args=config, processing_class=tokenizer, model=LlamaForCausalLM(shape).to(torch.bfloat16), ref_model=None,
+        args=config, processing_class=tokenizer, model=s.their_model(), ref_model=None,
         reward_model=judge, value_model=values, train_dataset=Dataset.from_list(rows), peft_config=adapter(),
         callbacks=[timed],
     )  # fmt: skip
