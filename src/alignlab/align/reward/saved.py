@@ -51,7 +51,7 @@ def load_reward(
     path = Path(path).expanduser()
     directory = next((folder for folder in (path, path / "model") if (folder / FILE).is_file()), None)
     if directory is None:
-        raise ModelError(f"{path} holds no reward model (no {FILE}); `alignlab reward train` makes one")
+        raise ModelError(f"{path} holds no reward model (no {FILE}); `alignlab reward train` makes it or goes on")
     info = read_json(directory / FILE)
     if not isinstance(info, dict) or info.get("format") != FORMAT or not isinstance(info.get("base"), str):
         raise ModelError(f"{directory / FILE} is not the record of a reward model of this version ({FORMAT})")
