@@ -19,9 +19,9 @@ from alignlab.align.rl.constrained import (
     LagrangianReward,
     Multiplier,
     next_multiplier,
-    tilted_to_limit,
     trajectory_figure,
 )
+from alignlab.align.rl.exact import tilted_to_limit
 from alignlab.align.rl.grpo import train_grpo
 from alignlab.align.rl.rewards import Combined
 from alignlab.core.errors import ConfigError, TrainingError
