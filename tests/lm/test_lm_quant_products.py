@@ -2,16 +2,27 @@
 
 from __future__ import annotations
 
+import shutil
+from pathlib import Path
+
 import pytest
 import torch
 import torch.nn.functional as F
 
+from alignlab.lm.cpu_step.program import COMPILERS, program
 from alignlab.lm.linear import times
 from alignlab.lm.quant import cpu_kernel, torch_kernels
 from alignlab.lm.quant.apply import SCHEMES
 from alignlab.lm.quant.layers import QuantEmbedding, QuantLinear, QuantMatrix
 
 RULES = sorted(SCHEMES)
+
+
+def need_compiler() -> None:
+    """Skip where there is no compiler; where there is one, the program must compile and load."""
+    if not any(map(shutil.which, COMPILERS)):
+        pytest.skip("no compiler here")
+    assert cpu_kernel.compiled() is not None
 
 
 def made(
@@ -24,8 +35,7 @@ def made(
 @pytest.mark.parametrize("scheme", RULES)
 @pytest.mark.parametrize("shape", [(40, 96), (64, 128), (7, 64)])
 def test_compiled_product_is_that_of_the_dequantised_matrix(scheme: str, shape: tuple[int, int]) -> None:
-    if cpu_kernel.compiled() is None:
-        pytest.skip("no compiler here")
+    need_compiler()
     _, matrix = made(scheme, *shape)
     reference = matrix.dequantise(torch.float64)
     for rows in range(1, cpu_kernel.FEW_ROWS + 1):
@@ -43,8 +53,7 @@ def test_compiled_product_is_that_of_the_dequantised_matrix(scheme: str, shape: 
 
 @pytest.mark.parametrize("scales", [torch.float16, torch.float32])
 def test_compiled_product_reads_every_type_of_scale(scales: torch.dtype) -> None:
-    if cpu_kernel.compiled() is None:
-        pytest.skip("no compiler here")
+    need_compiler()
     _, matrix = made("int4")
     assert matrix.offsets is not None
     noise = torch.randn(matrix.scales.shape, generator=torch.Generator().manual_seed(3))
@@ -79,6 +88,17 @@ def test_plain_path_without_a_compiler(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ALIGNLAB_NO_COMPILER", "1")
     assert cpu_kernel.compiled() is None
     assert torch.equal(matrix.product(x), F.linear(x, matrix.dequantise()))
+
+
+def test_a_program_that_no_compiler_makes_is_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A slower way must not be taken in silence."""
+    if not any(map(shutil.which, COMPILERS)):
+        pytest.skip("no compiler here")
+    monkeypatch.setenv("ALIGNLAB_HOME", str(tmp_path))
+    source = tmp_path / "broken.cpp"
+    source.write_text("int main() { return nothing; }\n")
+    with pytest.warns(UserWarning, match=r"no compiler here makes broken\.cpp .*error.*nothing.*torch does its work"):
+        assert program(source) is None
 
 
 @pytest.mark.parametrize("scheme", RULES)

@@ -1,7 +1,8 @@
 """Small programs of our own, compiled on first use where there is a compiler, and kept.
 
 A program lies in the user's cache under the hash of its sources and compiler, for this processor alone. Without a
-compiler, or with ALIGNLAB_NO_COMPILER set, there is none, and torch does the same work more slowly.
+compiler, or with ALIGNLAB_NO_COMPILER set, there is none, and torch does the same work more slowly; where there are
+compilers and all of them fail, a warning says why.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import warnings
 from functools import lru_cache
 from pathlib import Path
 
@@ -35,12 +37,24 @@ def program(source: Path) -> ctypes.CDLL | None:
 def _program(source: Path) -> ctypes.CDLL | None:
     if platform.system() not in ("Linux", "Darwin"):
         return None
+    failed: Exception | None = None
     for compiler in filter(None, map(shutil.which, COMPILERS)):
         try:
             return ctypes.CDLL(str(_library(compiler, source)))
-        except (OSError, subprocess.SubprocessError):
-            continue  # one that cannot, or whose threads are not those of torch; without any, torch does it
+        except (OSError, subprocess.SubprocessError) as error:
+            failed = failed or error  # one that cannot, or whose threads are not those of torch
+    if failed is not None:
+        why = f"no compiler here makes {source.name} ({_reason(failed)}), so torch does its work, more slowly"
+        warnings.warn(f"{why}; ALIGNLAB_NO_COMPILER=1 takes that for granted", stacklevel=3)
     return None
+
+
+def _reason(error: Exception) -> str:
+    """The compiler's first complaint, or what else went wrong."""
+    said = (
+        error.stderr.decode(errors="replace").splitlines() if isinstance(error, subprocess.CalledProcessError) else []
+    )
+    return next((line.strip() for line in said if "error" in line.lower()), str(error))
 
 
 def _library(compiler: str, source: Path) -> Path:

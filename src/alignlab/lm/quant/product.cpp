@@ -5,7 +5,9 @@ extern "C" void alignlab_product(
     const float* x, float* sums, float* y, int64_t n_rows, const int32_t* codes, const void* scales,
     const void* offsets, const float* table, int64_t n_out, int64_t n_in, int64_t group, int kind, int bits, int threads
 ) {
-    const Matrix w = {codes, scales, offsets, table, nullptr, n_out, n_in, group, kind, bits == 4 ? CODES4 : CODES8};
+    const Matrix w = {
+        codes, scales, offsets, table, nullptr, nullptr, nullptr, n_out, n_in, group, kind, bits == 4 ? CODES4 : CODES8
+    };
     if (offsets) sum_groups(w, x, n_in, n_rows, sums);
     const int64_t whole = n_out / LANES * LANES, blocks = w.blocks();
 #pragma omp parallel for schedule(static) num_threads(threads) if (threads > 1)
