@@ -42,16 +42,16 @@ def test_plug_in_ece_by_hand() -> None:
     assert plug_in_ece(confidence, correct, 2) == pytest.approx(0.5 * 0.4 + 0.5 * 0.5)
 
 
-def covered(n: int, runs: int, shift: float) -> float:
+def covered(n: int, runs: int, shift: float, shared: float) -> float:
     """Share of intervals that hold the true change of the calibration error of models that are too sure throughout.
 
-    A fifth of the items are answered anew by the second model, or without a shift nothing would differ at all.
+    The share `shared` of the items is answered by the second model as by the first, but for the shift.
     """
     rng, held = np.random.default_rng([n, int(shift * 100)]), 0
     for _ in range(runs):
         confidence = rng.uniform(0.55, 0.95, n)
         ability = rng.uniform(size=n)
-        other = np.where(rng.uniform(size=n) < 0.8, ability, rng.uniform(size=n))
+        other = np.where(rng.uniform(size=n) < shared, ability, rng.uniform(size=n))
         before = Beliefs(confidence, (ability < confidence - 0.15).astype(float), confidence)
         after = Beliefs(confidence, (other < confidence - 0.15 - shift).astype(float), confidence)
         found = ece_difference(before, after, n_resamples=400)
@@ -62,13 +62,24 @@ def covered(n: int, runs: int, shift: float) -> float:
 @pytest.mark.no_cover
 def test_the_change_of_the_calibration_error_is_covered() -> None:
     """60 data sets, 95 %: at least 50 (false alarm 1e-4)."""
-    assert covered(200, 60, 0.1) >= 50 / 60
+    assert covered(200, 60, 0.1, 1.0) >= 50 / 60
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("n", "shift"), [(200, 0.0), (200, 0.1), (800, 0.1)])
-def test_the_change_of_the_calibration_error_is_covered_closely(n: int, shift: float) -> None:
-    assert 0.92 <= covered(n, 1000, shift) <= 0.98
+@pytest.mark.parametrize(
+    ("n", "shift", "shared"),
+    [
+        (200, 0.0, 0.8),  # with all shared and no shift there is nothing to cover
+        (200, 0.1, 0.8),
+        (800, 0.1, 0.8),
+        (800, 0.1, 1.0),
+        pytest.param(
+            200, 0.1, 1.0, marks=pytest.mark.xfail(reason="it covers 0.914 to 0.917: too little, if by little")
+        ),
+    ],
+)
+def test_the_change_of_the_calibration_error_is_covered_closely(n: int, shift: float, shared: float) -> None:
+    assert 0.92 <= covered(n, 1000, shift, shared) <= 0.98
 
 
 SIZES = Plan(shots=(0, 4), draws=3, pool=10, limit=100)

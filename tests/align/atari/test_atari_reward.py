@@ -81,9 +81,9 @@ def test_a_planted_reward_is_learned() -> None:
 
 @pytest.mark.slow
 def test_a_point_of_pong_is_told_by_what_moves() -> None:
-    """Play in which points are rare and one in five comparisons is no tie: 400 updates order nine in ten fresh ones.
+    """Play in which points are rare and one in five comparisons is no tie: 400 updates order 89 % of fresh ones right.
 
-    Where the network saw four frames and not their differences, it ordered three quarters.
+    Where the network saw four frames and not their differences, it ordered 75 %.
     """
     pytest.importorskip("ale_py")
     settings = ClipRewardSettings(first_updates=400, learning_rate=1e-3, shift=2)

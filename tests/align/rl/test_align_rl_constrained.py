@@ -181,6 +181,13 @@ def letters(prompts: list, responses: list[str]) -> list[float]:
     return [float(text.count("a")) for text in responses]
 
 
+def test_a_checkpoint_of_an_earlier_version_is_refused() -> None:
+    reward = LagrangianReward(lengths, {"a": CostLimit(letters, 0.5)})
+    state = reward.state_dict() | {"multipliers": {"a": 0.3}, "integrals": {"a": 0.1}}
+    with pytest.raises(TrainingError, match="as earlier versions did; begin anew"):
+        reward.load_state_dict(state)
+
+
 def test_scores_by_hand_and_scoring_alone_moves_nothing() -> None:
     reward = LagrangianReward(lengths, {"a": CostLimit(letters, 0.5, rate=0.1, start=2.0)})
     assert reward.score(["p"] * 2, ["aab", "b"]).tolist() == [3 - 4.0, 1.0]

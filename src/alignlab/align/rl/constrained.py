@@ -151,10 +151,14 @@ class LagrangianReward:
         return {"multipliers": own, "trajectory": list(self.trajectory), "reward": self._reward.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Go on from a checkpoint; TrainingError where it is of other limits."""
+        """Go on from a checkpoint; TrainingError where it is of other limits or an earlier version."""
         if set(state["multipliers"]) != set(self.limits):
             there, here = ", ".join(state["multipliers"]), ", ".join(self.limits)
             raise TrainingError(f"the checkpoint has multipliers of {there}, this training of {here}; they must agree")
+        if not all(isinstance(own, Mapping) for own in state["multipliers"].values()):
+            raise TrainingError(
+                "the checkpoint keeps multipliers without their past, as earlier versions did; begin anew"
+            )
         self._state = {name: Multiplier(**own) for name, own in state["multipliers"].items()}
         self.trajectory = [dict(row) for row in state["trajectory"]]
         self._reward.load_state_dict(state["reward"])
