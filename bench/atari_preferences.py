@@ -1,17 +1,19 @@
 """One Atari game from demonstrations and preferences (Ibarz et al. 2018) against imitation, on one GPU in ten minutes.
 
     python bench/atari_preferences.py                                    # seconds on a CPU: that everything runs
-    python bench/atari_preferences.py --scale full --device cuda --out atari --jobs 7 --minutes 7
+    python bench/atari_preferences.py --scale full --device cuda --out atari --game pong --slips 0.3 --minutes 8 \
+        --arms preferences+demonstrations:1 demonstrations:1 --jobs 2 --threads 14
     python bench/atari_preferences.py --part table --scale full --out atari
 
 Agents of every arm and seed are trained as processes beside each other (`--jobs`), the longest first; each stops when
-its minutes are over and says so. Every one leaves a file in --out/agents and is not trained again; --part table reads
-what is there. It prints the scores of test episodes with intervals over episodes and over seeds, the method against
-each other arm, paired by the episodes' beginnings and corrected by Holm, how right the reward model is, and alarms
-where learned and true reward part. --out/results.json has all of it, --out/table.txt the table, --out/logs every
-agent's metrics. --part speed measures what an update and a step cost, which says what a budget of minutes buys;
---part reward fits a reward model to clips of scripted players who slip more or less, without any learning to play, and
-prints how often it orders fresh pairs as the score does.
+its minutes are over and says so. A second agent that learns by playing about halves the steps of both. Every one leaves
+a file in --out/agents and is not trained again; --part table reads what is there. It prints the scores of test episodes
+with intervals over episodes and over seeds, the method against each other arm, paired by the episodes' beginnings and
+corrected by Holm, how right the reward model is, and alarms where learned and true reward part. --out/results.json has
+all of it, --out/table.txt the table, --out/report.html the curves, --out/logs every agent's metrics. --part speed
+measures what an update and a step cost, which says what a budget of minutes buys; --part reward fits a reward model to
+clips of scripted players who slip more or less, without any learning to play, and prints how often it orders fresh
+pairs as the score does.
 """
 
 from __future__ import annotations
@@ -34,6 +36,7 @@ from alignlab.align.atari.clip_reward import ClipReward, draw_clips
 from alignlab.align.atari.demonstrations import record_demonstrations
 from alignlab.align.atari.learning import learn_atari
 from alignlab.align.atari.measures import METHOD, ArmResult, as_lines, as_record, measure_arm
+from alignlab.align.atari.page import atari_page
 from alignlab.align.atari.replay import Episodes, Replay
 from alignlab.align.atari.settings import SCALES, AtariSettings
 from alignlab.align.trajectories.teacher import SyntheticTeacher
@@ -176,6 +179,7 @@ def table(options: argparse.Namespace) -> None:
     lines += [f"curve, {r.arm}, seed {r.seed}: " + " ".join(f"{n}:{s:.1f}" for n, s in r.curve) for r in results]
     atomic_write(options.out / "results.json", json.dumps(about | as_record(results), indent=1))
     atomic_write(options.out / "table.txt", "\n".join(lines) + "\n")
+    atari_page(results, options.game).save(options.out / "report.html")
     print("\n".join(lines))
 
 

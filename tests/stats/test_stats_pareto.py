@@ -143,6 +143,28 @@ def test_seeds_speak_where_there_are_three() -> None:
     assert 0 < level < 0.01
 
 
+def test_a_point_of_one_training_among_points_of_three() -> None:
+    """A model before training has one measurement; the others' seeds still count, in the volume and in differences."""
+    table = planted(seeds=3)
+    values = dict(table.values)
+    mixed = point_table(values | {"low": values["low"][:1]}, table.objectives)
+    assert mixed.repeated == tuple(name != "low" for name in mixed.names)
+    assert not mixed.new_trainings
+    by_hand = values["middle"][:, :, 0] - values["low"][:1, :, 0]
+    gap = difference(mixed, "middle", "low", "helpful")
+    assert gap.method == "crossed t"
+    assert (gap.low, gap.high) == (mean_of(by_hand).low, mean_of(by_hand).high)
+    drawn, single = drawn_means(mixed, 4000), point_table({n: v[:1] for n, v in values.items()}, table.objectives)
+    low, of_items = mixed.names.index("low"), drawn_means(single, 4000)
+    assert drawn[:, low].std(axis=0) == pytest.approx(of_items[:, low].std(axis=0), rel=0.1)
+    seeds = {name: values[name].mean(axis=1) for name in values if name != "low"}
+    pooled = np.mean([v.var(axis=0, ddof=1) for v in seeds.values()], axis=0) / 3
+    i = mixed.names.index("middle")
+    of_rows = mixed.rows("middle").var(axis=0, ddof=1) / mixed.items
+    freedom = 2 * len(seeds)
+    assert drawn[:, i].var(axis=0) == pytest.approx(pooled * freedom / (freedom - 2) + of_rows, rel=0.15)
+
+
 def test_one_sided_p_is_where_the_interval_begins_at_zero() -> None:
     rng = np.random.default_rng(3)
     values = rng.normal(0.1, 0.4, (3, 40))

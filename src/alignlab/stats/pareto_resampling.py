@@ -41,10 +41,10 @@ def worst_corner(table: PointTable) -> FloatArray:
 def drawn_means(table: PointTable, n_resamples: int, seed: int = 0) -> FloatArray:
     """Means of all points under resampling, (resamples, points, objectives).
 
-    Items are drawn with replacement, the same for every point (n - 1 of n, so that the spread is unbiased). With three
-    seeds a point or more, noise of the seeds is added: multivariate Student t with the covariance of seed means,
-    pooled over points, which few seeds make wide as they should. The noise of single answers counts in both, so
-    intervals are wide rather than narrow.
+    Items are drawn with replacement, the same for every point (n - 1 of n, so that the spread is unbiased). Points with
+    three seeds or more get noise of the seeds: multivariate Student t with the covariance of seed means, pooled over
+    those points, which few seeds make wide as they should. The noise of single answers counts in both, so intervals
+    are wide rather than narrow. A point with fewer seeds, such as a model before any training, stands for itself.
     """
     check_resamples(n_resamples)
     rng = np.random.default_rng(seed)
@@ -59,16 +59,19 @@ def drawn_means(table: PointTable, n_resamples: int, seed: int = 0) -> FloatArra
             count = min(chunk, n_resamples - start)
             weights = rng.multinomial(items - 1, np.full(items, 1 / items), size=count) / (items - 1)
             drawn[start : start + count] += (weights @ centred).reshape(count, points, objectives)
-    if table.new_trainings:
-        drawn += _seed_noise(table, n_resamples, rng)
-    elif items == 1:
+    if items == 1 and not table.new_trainings:
         raise DataError("one item and fewer than three seeds a point say nothing about noise; measure on items")
+    if any(table.repeated):
+        drawn[:, list(table.repeated)] += _seed_noise(table, n_resamples, rng)
     return drawn
 
 
 def _seed_noise(table: PointTable, n_resamples: int, rng: np.random.Generator) -> FloatArray:
+    """(resamples, points with three seeds or more, objectives)."""
     deviations, counts = [], []
-    for values in table.values.values():
+    for values, repeated in zip(table.values.values(), table.repeated, strict=True):
+        if not repeated:
+            continue
         by_seed = values.mean(axis=1)
         deviations.append(by_seed - by_seed.mean(axis=0))
         counts.append(len(by_seed))

@@ -50,7 +50,12 @@ class PointTable:
     @property
     def new_trainings(self) -> bool:
         """Whether intervals hold for new trainings: every point has at least three seeds."""
-        return all(len(table) >= LEAST_SEEDS for table in self.values.values())
+        return all(self.repeated)
+
+    @property
+    def repeated(self) -> tuple[bool, ...]:
+        """Which points have at least three seeds, so that what another training would give is in their noise."""
+        return tuple(len(table) >= LEAST_SEEDS for table in self.values.values())
 
     def rows(self, name: str) -> FloatArray:
         """Mean over the seeds of a point, (items, objectives)."""
@@ -208,9 +213,14 @@ def one_sided_p(differences: FloatArray, seed: int = 0) -> float:
 
 
 def _differences(table: PointTable, better: str, worse: str) -> FloatArray:
-    """(seeds, items, objectives): by seed, as many as both have; of the means over seeds where one has under three."""
+    """(seeds, items, objectives): by seed, as many as both have; a single one is set against every seed of the other.
+
+    Two seeds against more: of the means over seeds.
+    """
     first, second = table.of(better), table.of(worse)
-    both = min(len(first), len(second))
-    if both == max(len(first), len(second)) or both >= LEAST_SEEDS:
+    both, most = min(len(first), len(second)), max(len(first), len(second))
+    if both == 1 and most >= LEAST_SEEDS:
+        return np.asarray(first - second)
+    if both == most or both >= LEAST_SEEDS:
         return np.asarray(first[:both] - second[:both])
     return np.asarray(first.mean(axis=0, keepdims=True) - second.mean(axis=0, keepdims=True))

@@ -31,7 +31,7 @@ nav a:hover, nav a:focus-visible { color: var(--accent); border-color: var(--acc
 .card, figure.plot, .tablebox, details, .example { background: var(--card); border: 1px solid var(--line);
   border-radius: 12px; box-shadow: var(--shadow); }
 .card { padding: 16px 18px 14px; display: flex; flex-direction: column; gap: 2px; min-width: 0; }
-.card .label { color: var(--soft); font-size: .9rem; }
+.card .label { color: var(--soft); font-size: .9rem; overflow-wrap: anywhere; }
 .card .value { font-size: 1.75rem; font-weight: 660; letter-spacing: -.02em; line-height: 1.3;
   font-variant-numeric: tabular-nums; overflow-wrap: anywhere; }
 .card .limits, .card .note { font-size: .86rem; font-variant-numeric: tabular-nums; }

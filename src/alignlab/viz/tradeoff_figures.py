@@ -49,7 +49,7 @@ def tradeoff(
             error_y=whiskers(y, colour=colour, thickness=1.2, width=3),
             mode="markers+text",
             text=[label(name) for name in names],
-            textposition="top center",
+            textposition="top center" if names is groups["on the front"] else "bottom center",
             marker={
                 "size": [15 if name == marked else 9 for name in names],
                 "color": colour,

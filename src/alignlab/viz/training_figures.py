@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import html
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import plotly.graph_objects as go
 from plotly.subplots import make_subplots
 
 from alignlab.core.errors import DataError
+from alignlab.stats.interval import Interval
 from alignlab.viz.dynamics_figures import thinned
 from alignlab.viz.theme import COLOURWAY, label, styled
 
@@ -47,6 +48,40 @@ def training_curves(panels: Sequence[tuple[str, Points]], marks: Sequence[tuple[
     figure.update_xaxes(title={"text": "step"}, row=len(shown), col=1)
     figure.update_layout(showlegend=False, margin={"t": 28}, uirevision="training")
     return styled(figure, height=60 + PANEL * len(shown))
+
+
+def learning_curves(
+    curves: Mapping[str, Sequence[Points]], levels: Mapping[str, Interval], *, x_label: str, y_label: str
+) -> go.Figure:
+    """One colour a name and one line a training; beside them levels that nothing changes, dashed, with their intervals.
+
+    Raises DataError without a single curve.
+    """
+    if not any(curves.values()):
+        raise DataError("curves is empty; learning_curves needs at least one curve")
+    figure = go.Figure()
+    colours = (_BLUE, _GREEN, _ORANGE, _PURPLE, _RED, _GREY)
+    for i, (name, lines) in enumerate(curves.items()):
+        for seed, points in enumerate(lines):
+            figure.add_scatter(
+                name=label(name), legendgroup=name, showlegend=seed == 0, x=[x for x, _ in points],
+                y=[y if math.isfinite(y) else None for _, y in points], mode="lines+markers",
+                line={"width": 2, "color": colours[i % len(colours)]},
+                hovertemplate=f"{label(name)}<br>%{{x}}: %{{y:.4g}}<extra></extra>",
+            )  # fmt: skip
+    ends = [x for lines in curves.values() for points in lines for x, _ in points]
+    for i, (name, cell) in enumerate(levels.items(), start=len(curves)):
+        colour = colours[i % len(colours)]
+        figure.add_scatter(
+            name=label(name), x=[min(ends), max(ends)], y=[cell.estimate] * 2, mode="lines",
+            line={"width": 2, "dash": "dash", "color": colour},
+            hovertemplate=f"{label(name)}<br>{cell.estimate:.4g} [{cell.low:.4g}, {cell.high:.4g}]<extra></extra>",
+        )  # fmt: skip
+        if math.isfinite(cell.low) and math.isfinite(cell.high):
+            figure.add_hrect(y0=cell.low, y1=cell.high, fillcolor=colour, opacity=0.14, line_width=0)
+    figure.update_xaxes(title={"text": label(x_label)}, showgrid=False)
+    figure.update_yaxes(title={"text": label(y_label)})
+    return styled(figure)
 
 
 def coloured_spans(spans: Sequence[tuple[str, float]], escape: Callable[[str], str] = html.escape) -> str:

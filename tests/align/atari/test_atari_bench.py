@@ -29,6 +29,7 @@ def test_the_experiment(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> N
     assert found["arms"]["preferences+demonstrations"]["over_episodes"]["n"] == 6
     assert list(found["comparisons"]) == ["preferences+demonstrations against demonstrations"]
     assert "boxing, scale smoke, 3 of 3 agents" in (out / "table.txt").read_text()
+    assert "Boxing from demonstrations and preferences" in (out / "report.html").read_text()
     assert (out / "logs" / "boxing-preferences-demonstrations-1.jsonl").read_text().count("\n") >= 3
     capsys.readouterr()
     atari_preferences.main([*flags, "--part", "table"])

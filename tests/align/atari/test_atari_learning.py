@@ -304,6 +304,7 @@ def test_the_command_is_gone_on_with(tmp_path: Path, capsys: pytest.CaptureFixtu
     stored = json.loads((tmp_path / "run" / "artifacts" / "results.json").read_text())
     assert set(stored["arms"]) == {"preferences+demonstrations", "demonstrations"}
     assert (tmp_path / "run" / "artifacts" / "demonstrations-0.safetensors").stat().st_size > 1000
+    assert "Boxing from demonstrations and preferences" in (tmp_path / "run" / "report.html").read_text()
     assert reward(flags) == 0  # nothing is done again
     assert capsys.readouterr().out == first
 
@@ -313,6 +314,8 @@ def test_bad_flags() -> None:
         AtariTraining(arms=("guessing",))
     with pytest.raises(ConfigError, match="episodes is 1, allowed: a whole number from 2"):
         AtariTraining(episodes=1)
+    with pytest.raises(ConfigError, match="threads is -1, allowed: none or a whole number from 0"):
+        AtariTraining(threads=-1)
     with pytest.raises(ConfigError, match="arm is 'guessing'"):
         learn_atari(TINY, "guessing", seed=0)
 
@@ -329,3 +332,4 @@ def test_scales() -> None:
     assert settings_of(AtariTraining(scale="full")).size == 84
     made = settings_of(AtariTraining(steps=1000, labels=50, game="pong"))
     assert (made.steps, made.labels, made.game, made.first_steps) == (1000, 50, "pong", 250)
+    assert (made.threads, settings_of(AtariTraining(threads=3)).threads) == (1, 3)

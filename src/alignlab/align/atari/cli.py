@@ -23,7 +23,7 @@ class AtariTraining:
     """What to learn from: preferences+demonstrations, demonstrations (imitation alone), 'true reward', preferences, or
     'frozen reward' (all questions at the beginning)."""
     scale: Literal["smoke", "small", "full"] = "small"
-    """full: 84x84 frames, 800,000 steps, for a GPU; small: little networks and frames, for a CPU; smoke: seconds."""
+    """full: 84x84 frames, 2,000,000 steps, for a GPU; small: little networks and frames, for a CPU; smoke: seconds."""
     steps: int | None = None
     """Steps of each agent, four ticks each; none: what suits the scale."""
     labels: int | None = None
@@ -44,6 +44,8 @@ class AtariTraining:
     """The first seed."""
     device: str = "auto"
     """auto, cpu or cuda."""
+    threads: int | None = None
+    """That play the games of an agent, 0: one a core; none: what suits the scale."""
     minutes: float | None = None
     """For each agent's training; what is not done then is left, and said."""
 
@@ -60,6 +62,7 @@ class AtariTraining:
         require(0 <= self.slips <= 1, "slips", self.slips, "a number from 0 to 1")
         require(self.automatic >= 0, "automatic", self.automatic, "0 or a positive whole number")
         require(0 <= self.teacher_error <= 0.5, "teacher_error", self.teacher_error, "a number from 0 to 0.5")
+        require(self.threads is None or self.threads >= 0, "threads", self.threads, "none or a whole number from 0")
         require(self.minutes is None or self.minutes > 0, "minutes", self.minutes, "none or a positive number")
 
 
@@ -78,6 +81,7 @@ def atari(argv: list[str]) -> int:
     command = parse_cli(AtariCommand, argv, prog="alignlab reward atari")
     from alignlab.align.atari.games import load_ale
     from alignlab.align.atari.measures import ArmResult, as_lines, as_record
+    from alignlab.align.atari.page import atari_page
     from alignlab.core.device import pick_device
     from alignlab.core.runs import Run
 
@@ -101,8 +105,9 @@ def atari(argv: list[str]) -> int:
                     f"{config.game}, {arm}, seed {seed}: score {score:.1f} over {config.episodes} episodes", flush=True
                 )
         run.write_artifact("results.json", as_record(results))
+        report = atari_page(results, config.game).save(run.path / "report.html")
         print("\n".join(as_lines(results)))
-        print(f"run  {run.path}")
+        print(f"report  {report}\nrun     {run.path}")
     return 0
 
 
@@ -111,9 +116,8 @@ def settings_of(config: AtariTraining) -> AtariSettings:
     from alignlab.align.atari.settings import SCALES
 
     settings = SCALES[config.scale]()
-    given = {
-        name: getattr(config, name) for name in ("steps", "labels", "demonstrated") if getattr(config, name) is not None
-    }
+    names = ("steps", "labels", "demonstrated", "threads")
+    given = {name: getattr(config, name) for name in names if getattr(config, name) is not None}
     if "steps" in given:
         given["first_steps"] = min(settings.first_steps, max(1, given["steps"] // 4))
     return replace(settings, game=config.game, slips=config.slips, automatic=config.automatic, **given)
@@ -121,14 +125,19 @@ def settings_of(config: AtariTraining) -> AtariSettings:
 
 def one_arm(config: AtariTraining, settings: AtariSettings, arm: str, seed: int, run: Run) -> dict[str, Any]:
     """Train and test one agent, keep its weights; what to record about it."""
+    import torch
     from safetensors.torch import save
 
     from alignlab.align.atari.measures import measure_arm
     from alignlab.align.trajectories.teacher import SyntheticTeacher
     from alignlab.core.device import pick_device
 
+    device = pick_device(config.device)
+    if device.type == "cuda":
+        torch.set_num_threads(1)  # the cores play the games
+        torch.set_float32_matmul_precision("high")  # the convolutions' own precision
     found, learned = measure_arm(
-        settings, arm, seed=seed, episodes=config.episodes, device=pick_device(config.device),
+        settings, arm, seed=seed, episodes=config.episodes, device=device,
         teacher=SyntheticTeacher(error_rate=config.teacher_error),
         log=lambda step, numbers: run.log(step, {f"{arm}/seed-{seed}/{k}": v for k, v in numbers.items()}),
         seconds=None if config.minutes is None else 60 * config.minutes,

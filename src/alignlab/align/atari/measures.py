@@ -115,22 +115,51 @@ def comparisons(results: Sequence[ArmResult], *, method: str = METHOD) -> dict[s
     return holm_correct(found)
 
 
+@dataclass(frozen=True)
+class ArmRow:
+    """The agents of one arm together."""
+
+    arm: str
+    seeds: list[int]
+    episodes: Interval
+    """Mean score with its interval over test episodes."""
+    over_seeds: Interval
+    """The same over seeds; unbounded for one."""
+    steps: float
+    """Mean of the agents'."""
+    minutes: float
+    """Mean of the agents'."""
+
+
+def arm_rows(results: Sequence[ArmResult]) -> list[ArmRow]:
+    """One row an arm."""
+    return [
+        ArmRow(
+            name, [r.seed for r in found], over_episodes(found), over_seeds([float(np.mean(r.scores)) for r in found]),
+            float(np.mean([r.steps for r in found])), float(np.mean([r.seconds for r in found])) / 60,
+        )
+        for name, found in by_arm(results).items()
+    ]  # fmt: skip
+
+
+def random_scores(results: Sequence[ArmResult]) -> Interval:
+    """Mean score of random actions, each seed's test episodes counted once."""
+    first = {result.seed: result for result in results}.values()
+    chance = [score for result in first for score in result.random]
+    return clustered_interval(chance, range(len(chance)))
+
+
 def as_lines(results: Sequence[ArmResult]) -> list[str]:
     """A table, the comparisons, and what there is to warn of."""
     lines = [
         "| agent | seeds | score [over episodes] | score [over seeds] | steps | minutes |",
         "|---|---|---|---|---|---|",
     ]
-    for name, found in by_arm(results).items():
-        seeds = over_seeds([float(np.mean(r.scores)) for r in found])
-        spread = "one seed" if len(found) == 1 else _shown(seeds)
-        steps, minutes = np.mean([r.steps for r in found]), np.mean([r.seconds for r in found]) / 60
-        lines.append(
-            f"| {name} | {len(found)} | {_shown(over_episodes(found))} | {spread} | {steps:,.0f} | {minutes:.1f} |"
-        )
-    first = {result.seed: result for result in results}.values()
-    chance = [score for result in first for score in result.random]
-    lines.append(f"| random actions | {len(first)} | {_shown(clustered_interval(chance, range(len(chance))))} | | | |")
+    for row in arm_rows(results):
+        spread = "one seed" if len(row.seeds) == 1 else _shown(row.over_seeds)
+        played = f"{row.steps:,.0f} | {row.minutes:.1f}"
+        lines.append(f"| {row.arm} | {len(row.seeds)} | {_shown(row.episodes)} | {spread} | {played} |")
+    lines.append(f"| random actions | {len({r.seed for r in results})} | {_shown(random_scores(results))} | | | |")
     shown = {r.seed: r.shown for r in results if r.shown}
     if shown:
         told = "; ".join(" ".join(f"{score:g}" for score in scores) for scores in shown.values())
@@ -155,11 +184,8 @@ def as_lines(results: Sequence[ArmResult]) -> list[str]:
 def as_record(results: Sequence[ArmResult]) -> dict[str, Any]:
     """Everything as JSON takes it."""
     arms: Mapping[str, Any] = {
-        name: {
-            "over_episodes": over_episodes(found).as_dict(),
-            "over_seeds": over_seeds([float(np.mean(r.scores)) for r in found]).as_dict(),
-        }
-        for name, found in by_arm(results).items()
+        row.arm: {"over_episodes": row.episodes.as_dict(), "over_seeds": row.over_seeds.as_dict()}
+        for row in arm_rows(results)
     }
     compared = {
         name: {"difference": one.difference.as_dict(), "p": one.p_value, "holm": one.adjusted_p, "verdict": one.verdict}

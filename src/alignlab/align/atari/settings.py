@@ -19,7 +19,7 @@ class AtariSettings:
 
     game: str = "boxing"
     """Which."""
-    steps: int = 800_000
+    steps: int = 2_000_000
     """Steps of the agent, of four ticks each."""
     copies: int = 32
     """Of the game, side by side."""
@@ -27,8 +27,8 @@ class AtariSettings:
     """Of the agent after each step of all copies."""
     size: int = 84
     """Rows and columns of a frame."""
-    threads: int = 2
-    """That play the games."""
+    threads: int = 0
+    """That play the games; 0: one a core."""
     demonstrated: int = 5_000
     """Steps of demonstrations."""
     slips: float = 0.15
@@ -39,7 +39,7 @@ class AtariSettings:
     """The same where nothing else is learned from."""
     first_steps: int = 10_000
     """Steps of the agent that imitates which the first questions are about."""
-    labels: int = 2_000
+    labels: int = 4_000
     """Comparisons to ask for."""
     automatic: int = 0
     """Comparisons nobody is asked: a demonstrated clip is preferred to one of the agent that imitates."""
@@ -47,7 +47,7 @@ class AtariSettings:
     """Share of the comparisons asked at the beginning."""
     annealing: float = 0.2
     """How slowly the rate of questions falls, as a share of the steps."""
-    round_size: int = 75
+    round_size: int = 150
     """Comparisons asked at once after the first."""
     length: int = 25
     """Steps of a clip."""

@@ -134,6 +134,8 @@ class Tradeoffs:
         if table.new_trainings:
             return f"{said}; intervals hold for new trainings" + (" and new items" if table.items > 1 else "")
         if table.items > 1:
+            if any(table.repeated):
+                return f"{said}; intervals hold for new items, and for new trainings of points with three or more"
             return f"{said}; intervals hold for new items, not for new trainings (three seeds a point would)"
         return f"{said}; one number a training and fewer than three trainings a point: nothing says how noisy it is"
 
