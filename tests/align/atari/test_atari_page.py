@@ -26,8 +26,9 @@ def agent(arm: str, seed: int, *, steps: int = 200, alarm: str | None = None, in
         for step, agreement in ((0, 0.75), (200, None))
     ]  # fmt: skip
     base = 8.0 if "preferences" in arm else 3.0
+    scores, curve = [base + 0.5 * i for i in range(12)], [(100, base - 1), (200, base)]
     return ArmResult(
-        arm, seed, [base + 0.5 * i for i in range(12)], [float(seed), seed + 1.0], [5.0], [(100, base - 1), (200, base)],
+        arm, seed, scores, [float(seed), seed + 1.0], [5.0], curve,
         rounds if "preferences" in arm else [], steps, 10, 90.0, in_time,
     )  # fmt: skip
 
