@@ -247,18 +247,20 @@ def test_what_else_is_refused() -> None:
 # What the intervals claim, by simulation
 
 
-def simulated(rng: np.random.Generator, means: np.ndarray, items: int, seeds: int, spread: float):  # type: ignore[no-untyped-def]
+def simulated(rng: np.random.Generator, means: np.ndarray, items: int, seeds: int, spread: float, single: bool = False):  # type: ignore[no-untyped-def]
     shape = (len(means), seeds, items, means.shape[1])
     shared = rng.normal(size=(items, means.shape[1]))
     between = spread * rng.normal(size=(len(means), seeds, 1, means.shape[1]))
+    if single:
+        between[0] = 0.0  # nothing was trained, so nothing differs between trainings
     values = means[:, None, None, :] + shared + between + rng.normal(size=shape)
-    return point_table({str(i): one for i, one in enumerate(values)}, ("x", "y"))
+    return point_table({str(i): one[:1] if single and i == 0 else one for i, one in enumerate(values)}, ("x", "y"))
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("seeds", "spread"), [(1, 0.0), (3, 0.3)])
+@pytest.mark.parametrize(("seeds", "spread", "single"), [(1, 0.0, False), (3, 0.3, False), (3, 0.3, True)])
 @pytest.mark.parametrize("shape", ["circle", "equal"])
-def test_coverage_of_the_volume(shape: str, seeds: int, spread: float) -> None:
+def test_coverage_of_the_volume(shape: str, seeds: int, spread: float, single: bool) -> None:
     """Nominal 95 %; the bound of 0.91 fails by chance once in ten thousand at a true 0.95 (400 tables)."""
     angles = np.linspace(0, np.pi / 2, 7)
     means = np.stack([np.cos(angles), np.sin(angles)], axis=1) if shape == "circle" else np.full((7, 2), 0.5)
@@ -266,10 +268,11 @@ def test_coverage_of_the_volume(shape: str, seeds: int, spread: float) -> None:
     truth, rng = hypervolume(means, corner), np.random.default_rng(11)
     covered = width = 0.0
     for _ in range(400):
-        found = covered_volume(simulated(rng, means, 100, seeds, spread), corner, n_resamples=500).interval
+        found = covered_volume(simulated(rng, means, 100, seeds, spread, single), corner, n_resamples=500).interval
         covered += found.low <= truth <= found.high
         width += found.high - found.low
-    print(f"{shape}, {seeds} seeds: covered {covered / 400:.3f}, mean width {width / 400:.3f}, truth {truth:.3f}")
+    who = f"{shape}, {seeds} seeds" + ", one point of a single" * single
+    print(f"{who}: covered {covered / 400:.3f}, mean width {width / 400:.3f}, truth {truth:.3f}")
     assert covered / 400 >= 0.91
 
 
