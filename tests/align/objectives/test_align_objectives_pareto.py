@@ -100,7 +100,7 @@ def test_runs_without_items_bring_their_metrics(tmp_path: Path, capsys: pytest.C
     line = ["pareto", str(root), "--objectives", "rl/reward", "rl/kl", "--minimise", "rl/kl"]
     assert main(line) == 0
     said = capsys.readouterr().out
-    assert "2 points, 3 trainings each, 1 items; intervals hold for new trainings" in said
+    assert "2 points, 3 trainings each, 1 item; intervals hold for new trainings" in said
     assert "rl/kl (less is better) 1.76 [" in said  # mean of the last two steps, over the seeds
     assert main(["pareto", str(root)]) == 2
     assert "has no artifacts/objectives.json; name metrics" in capsys.readouterr().err

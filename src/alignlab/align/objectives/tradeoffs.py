@@ -130,7 +130,8 @@ class Tradeoffs:
         table = self.points.table
         seeds = [len(own) for own in self.points.seeds.values()]
         count = f"{min(seeds)}" if min(seeds) == max(seeds) else f"{min(seeds)} to {max(seeds)}"
-        said = f"{len(table.names)} points, {count} training{'s' if max(seeds) > 1 else ''} each, {table.items} items"
+        items = f"{table.items} item{'s' if table.items > 1 else ''}"
+        said = f"{len(table.names)} points, {count} training{'s' if max(seeds) > 1 else ''} each, {items}"
         if table.new_trainings:
             return f"{said}; intervals hold for new trainings" + (" and new items" if table.items > 1 else "")
         if table.items > 1:
