@@ -20,8 +20,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
-import subprocess
 import sys
 import time
 from dataclasses import asdict, fields, replace
@@ -30,6 +28,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from job_processes import Job, run_jobs
 
 from alignlab.align.atari.arms import ARMS
 from alignlab.align.atari.clip_reward import ClipReward, draw_clips
@@ -102,32 +101,17 @@ def file_of(options: argparse.Namespace, arm: str, seed: int) -> Path:
 
 def train(options: argparse.Namespace) -> None:
     """Every agent that is not there yet, `jobs` at a time; a failed one is told at the end, and the others go on."""
-    waiting = [(arm, seed) for arm, seed in planned(options) if not file_of(options, arm, seed).is_file()]
-    running: dict[tuple[str, int], subprocess.Popen[bytes]] = {}
-    failed, started = [], time.monotonic()
-    while waiting or running:
-        while waiting and len(running) < options.jobs:
-            one = waiting.pop(0)
-            command = [
-                sys.executable,
-                __file__,
-                *passed_on(options),
-                "--part",
-                "agent",
-                "--agent",
-                f"{one[0]}:{one[1]}",
-            ]
-            # Beside each other, processes whose libraries take every core slow each other down tenfold.
-            running[one] = subprocess.Popen(command, env={**os.environ, "OMP_NUM_THREADS": "1"})
-        time.sleep(0.2)
-        for one in [one for one, process in running.items() if process.poll() is not None]:
-            code = running.pop(one).returncode
-            print(f"{one[0]}, seed {one[1]}: {'done' if code == 0 else f'FAILED ({code})'}", flush=True)
-            failed += [one] if code else []
+    started, jobs = time.monotonic(), []
+    for arm, seed in planned(options):
+        command = [sys.executable, __file__, *passed_on(options), "--part", "agent", "--agent", f"{arm}:{seed}"]
+        # Beside each other, processes whose libraries take every core slow each other down tenfold.
+        threads = {"OMP_NUM_THREADS": "1"}
+        jobs.append(Job(f"{arm}, seed {seed}", command, file_of(options, arm, seed), environment=threads))
+    failed = run_jobs(jobs, options.jobs)
     print(f"trained and tested in {(time.monotonic() - started) / 60:.1f} minutes")
     table(options)
     if failed:
-        raise SystemExit(f"{len(failed)} of {len(planned(options))} agents failed: {failed}")
+        raise SystemExit(f"{len(failed)} of {len(jobs)} agents failed: {'; '.join(failed)}")
 
 
 def passed_on(options: argparse.Namespace) -> list[str]:

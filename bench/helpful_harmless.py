@@ -22,7 +22,6 @@ from __future__ import annotations
 import argparse
 import json
 import os
-import subprocess
 import sys
 import time
 from collections.abc import Sequence
@@ -31,6 +30,7 @@ from typing import Any, Literal
 
 import numpy as np
 import torch
+from job_processes import Job, run_jobs
 
 from alignlab.align.objectives.combining import ObjectivesConfig, combine
 from alignlab.align.objectives.heads import SharedHeads
@@ -176,33 +176,18 @@ def planned(options: argparse.Namespace) -> list[str]:
 
 def run_all(jobs: list[str], options: argparse.Namespace, argv: Sequence[str]) -> list[str]:
     """Each job in a process of its own, as many at a time as asked; the names of those that failed."""
-    waiting = [name for name in jobs if not result_file(options, name).is_file()]
-    running: dict[str, subprocess.Popen[bytes]] = {}
-    failed: list[str] = []
-    threads = str(max(1, (os.cpu_count() or 1) // options.jobs))
-    try:
-        while waiting or running:
-            while waiting and len(running) < options.jobs:
-                name = waiting.pop(0)
-                with log_file(options, name).open("wb") as log:
-                    command = [sys.executable, str(Path(__file__).resolve()), *argv, "--job", name]
-                    environment = {**os.environ, "OMP_NUM_THREADS": threads}
-                    environment.setdefault("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")
-                    running[name] = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-            for name, process in list(running.items()):
-                if process.poll() is not None:
-                    del running[name]
-                    if process.returncode != 0:
-                        failed.append(name)
-                    print(f"{name}: {'done' if process.returncode == 0 else 'failed'}", flush=True)
-            time.sleep(0.2)
-    finally:
-        for process in running.values():
-            process.terminate()
-    for name in failed:
-        said = log_file(options, name).read_text(errors="replace").strip().splitlines()[-1:]
-        print(f"{name} failed: {''.join(said)}", flush=True)
-    return failed
+    environment = {"OMP_NUM_THREADS": str(max(1, (os.cpu_count() or 1) // options.jobs))}
+    environment |= {"PYTORCH_CUDA_ALLOC_CONF": os.environ.get("PYTORCH_CUDA_ALLOC_CONF", "expandable_segments:True")}
+    return run_jobs(
+        [
+            Job(
+                name, [sys.executable, str(Path(__file__).resolve()), *argv, "--job", name], result_file(options, name),
+                log_file(options, name), None, environment,
+            )
+            for name in jobs
+        ],
+        options.jobs,
+    )  # fmt: skip
 
 
 def result_file(options: argparse.Namespace, name: str) -> Path:

@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import argparse
 import os
-import subprocess
 import sys
 import time
 from dataclasses import asdict
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from job_processes import Job, run_jobs
 
 from alignlab.align.adapters import merged_for_decoding
 from alignlab.align.policy import evaluating
@@ -136,37 +136,17 @@ def planned(tasks: list[str], options: argparse.Namespace) -> dict[str, str | No
 
 def run_all(jobs: dict[str, str | None], options: argparse.Namespace, argv: list[str]) -> list[str]:
     """Each job in a process of its own, as many at a time as asked; the names of those that failed."""
-    waiting = {name: needs for name, needs in jobs.items() if not result_file(options, name).is_file()}
-    running: dict[str, subprocess.Popen[bytes]] = {}
-    failed: list[str] = []
     threads = str(max(1, (os.cpu_count() or 1) // options.jobs))
-    try:
-        while waiting or running:
-            for name, needs in list(waiting.items()):
-                if needs in failed:
-                    failed.append(name)
-                    del waiting[name]
-                elif len(running) < options.jobs and (needs is None or result_file(options, needs).is_file()):
-                    del waiting[name]
-                    with (options.out / "jobs" / f"{name}.log").open("wb") as log:
-                        command = [sys.executable, str(Path(__file__).resolve()), *argv, "--job", name]
-                        environment = {**os.environ, "OMP_NUM_THREADS": threads}
-                        running[name] = subprocess.Popen(command, stdout=log, stderr=log, env=environment)
-            for name, process in list(running.items()):
-                if process.poll() is not None:
-                    del running[name]
-                    if process.returncode != 0:
-                        failed.append(name)
-                    print(f"{name}: {'done' if process.returncode == 0 else 'failed'}", flush=True)
-            time.sleep(0.2)
-    finally:
-        for process in running.values():
-            process.terminate()
-    for name in failed:
-        log = options.out / "jobs" / f"{name}.log"
-        last = log.read_text(errors="replace").strip().splitlines()[-1:] if log.is_file() else ["what it needs failed"]
-        print(f"{name} failed: {''.join(last)}", flush=True)
-    return failed
+    return run_jobs(
+        [
+            Job(
+                name, [sys.executable, str(Path(__file__).resolve()), *argv, "--job", name], result_file(options, name),
+                options.out / "jobs" / f"{name}.log", needs, {"OMP_NUM_THREADS": threads},
+            )
+            for name, needs in jobs.items()
+        ],
+        options.jobs,
+    )  # fmt: skip
 
 
 def result_file(options: argparse.Namespace, name: str) -> Path:

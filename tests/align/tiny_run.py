@@ -21,6 +21,7 @@ from pathlib import Path
 
 import tokenizers
 import torch
+from killed_children import forked, in_child, killed
 from tokenizers import models, pre_tokenizers, trainers
 
 from alignlab.align.config import AlignConfig, PreferenceSettings, ReinforcementSettings, SupervisedSettings
@@ -102,40 +103,23 @@ def run_pipeline(config: AlignConfig, path: Path) -> Run:
     return run
 
 
-def forked(config: AlignConfig, path: Path) -> int:
-    """Start a process that runs the pipeline; returns its id."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            run_pipeline(config, path)
-            code = 0
-        finally:
-            os._exit(code)
-    return child
-
-
 def run_once(config: AlignConfig, path: Path) -> float:
     """One process that is left alone; returns its seconds."""
     started = time.perf_counter()
-    if os.waitpid(forked(config, path), 0)[1]:
-        raise SystemExit(f"the process that ran {path} failed")
+    in_child(lambda: run_pipeline(config, path))
     return time.perf_counter() - started
 
 
 def kill_during(config: AlignConfig, path: Path, before: list[str], delay: float) -> bool:
     """One process, killed `delay` seconds after the stages `before` are there; whether that was before its end."""
-    child = forked(config, path)
+    child = forked(lambda: run_pipeline(config, path))
     while not all((path / "stages" / f"{name}.json").exists() for name in before):
         if os.waitid(os.P_PID, child, os.WEXITED | os.WNOHANG | os.WNOWAIT) is not None:
             break
         time.sleep(0.001)
     time.sleep(delay)
     os.kill(child, signal.SIGKILL)
-    status = os.waitpid(child, 0)[1]
-    if not os.WIFSIGNALED(status) and os.WEXITSTATUS(status):
-        raise SystemExit(f"a process that went on with {path} failed")
-    return os.WIFSIGNALED(status)
+    return killed(child)
 
 
 def crash(config: AlignConfig, folder: Path, kills: int, seed: int) -> str:
@@ -147,16 +131,16 @@ def crash(config: AlignConfig, folder: Path, kills: int, seed: int) -> str:
     # What every start costs comes first on the time line; the whole run is finished, so this goes through all of it.
     line = [("", run_once(config, folder / "whole")), *((name, record.seconds) for name, record in records.items())]
     clock = random.Random(seed)
-    killed = []
+    hit = []
     for moment in sorted(clock.uniform(0, sum(seconds for _, seconds in line)) for _ in range(kills)):
         place = 0
         while moment > line[place][1]:
             moment -= line[place][1]
             place += 1
         if kill_during(config, folder / "killed", [name for name, _ in line[:place] if name], moment):
-            killed.append(line[place][0] or "start")
+            hit.append(line[place][0] or "start")
     run_once(config, folder / "killed")
-    return f"killed {len(killed)}: {' '.join(killed)}"
+    return f"killed {len(hit)}: {' '.join(hit)}"
 
 
 def results(path: Path) -> dict[str, object]:

@@ -15,6 +15,8 @@ import sys
 import time
 from pathlib import Path
 
+from killed_children import forked, killed
+
 from alignlab.align.preference_data.collector import PreferenceCollector
 from alignlab.align.preference_data.questions import read_comparisons
 from alignlab.core.errors import StoreError
@@ -46,15 +48,7 @@ def main(url: str, project: str, folder: Path, writers: int, pause: float, seed:
     chance, running, kills = random.Random(seed), {}, 0
 
     def start(writer: int) -> None:
-        child = os.fork()
-        if child == 0:
-            code = 1
-            try:
-                write(url, project, ids, folder / str(writer), writer)
-                code = 0
-            finally:
-                os._exit(code)
-        running[child] = writer
+        running[forked(lambda: write(url, project, ids, folder / str(writer), writer))] = writer
 
     for writer in range(writers):
         start(writer)
@@ -62,13 +56,10 @@ def main(url: str, project: str, folder: Path, writers: int, pause: float, seed:
         time.sleep(chance.uniform(0, 2 * pause))
         victim = chance.choice(sorted(running))
         os.kill(victim, signal.SIGKILL)
-        _, status = os.waitpid(victim, 0)
         writer = running.pop(victim)
-        if os.WIFSIGNALED(status):
+        if killed(victim):
             kills += 1
             start(writer)
-        elif os.waitstatus_to_exitcode(status):
-            raise SystemExit(f"writer {writer} failed")
         pause *= 1.01  # so that it ends also where a start takes longer than a pause
     return kills
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 import sys
@@ -23,8 +24,9 @@ def check(url: str, folder: Path, writers: int, each: int, pause: float) -> int:
         lab = PreferenceCollector(store, project="p", annotator="nobody")
         lab.add([Question(f"q{i}", ("a", "b")) for i in range(each)])
         command = [sys.executable, str(SCRIPT), url, "p", str(folder), str(writers), str(pause), "0"]
+        path = {**os.environ, "PYTHONPATH": str(SCRIPT.parents[1])}
         done = subprocess.run(
-            command, capture_output=True, text=True, timeout=3600
+            command, capture_output=True, text=True, env=path, timeout=3600
         )  # minutes alone, more on a busy machine
         assert done.returncode == 0, done.stderr
         stored = lab.judgements(withdrawn=True)

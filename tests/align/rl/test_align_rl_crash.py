@@ -18,7 +18,7 @@ def test_ten_kills_leave_no_trace(tmp_path: Path, method: str) -> None:
         capture_output=True,
         text=True,
         timeout=300,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": str(Path(__file__).parents[1])},
     )
     assert done.returncode == 0, done.stderr[-3000:]
     # A killed run that is done sooner than its moment is not killed any more.

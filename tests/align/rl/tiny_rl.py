@@ -9,9 +9,7 @@ and whether weights and history are equal.
 from __future__ import annotations
 
 import importlib.util
-import os
 import random
-import signal
 import sys
 import time
 from collections.abc import Sequence
@@ -19,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from killed_children import in_child
 
 from alignlab.align.ppo import PPOTrainer
 from alignlab.align.ppo_config import PPOConfig
@@ -99,34 +98,15 @@ def train(method: str, folder: Path) -> None:
         train_grpo(lm, reward, prompts, settings, checkpoint_dir=folder)
 
 
-def in_child(method: str, folder: Path, kill_after: float | None) -> bool:
-    """Train in a process of its own; True where it was killed before it ended."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            train(method, folder)
-            code = 0
-        finally:
-            os._exit(code)
-    if kill_after is not None:
-        time.sleep(kill_after)
-        os.kill(child, signal.SIGKILL)  # a child that has ended waits for its parent, so the number is still its own
-    status = os.waitpid(child, 0)[1]
-    if not os.WIFSIGNALED(status) and os.WEXITSTATUS(status) != 0:
-        raise SystemExit(f"training failed with {os.WEXITSTATUS(status)}")
-    return os.WIFSIGNALED(status)
-
-
 def main(method: str, folder: Path, kills: int, seed: int) -> None:
     loaded()  # compile before the clock runs
     started = time.monotonic()
-    in_child(method, folder / "whole", None)
+    in_child(lambda: train(method, folder / "whole"))
     duration = time.monotonic() - started
     moments, done = random.Random(seed), 0
     for _ in range(kills):
-        done += in_child(method, folder / "killed", moments.uniform(0, 2 * duration / kills))
-    in_child(method, folder / "killed", None)
+        done += in_child(lambda: train(method, folder / "killed"), moments.uniform(0, 2 * duration / kills))
+    in_child(lambda: train(method, folder / "killed"))
     whole, killed = (read_checkpoint(list_checkpoints(folder / name)[-1]) for name in ("whole", "killed"))
     assert whole.step == killed.step == STEPS
     equal = {

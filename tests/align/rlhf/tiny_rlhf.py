@@ -10,15 +10,14 @@ import dataclasses
 import importlib
 import importlib.util
 import json
-import os
 import random
-import signal
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
 import torch
+from killed_children import in_child
 
 from alignlab.align.rlhf.config import JudgeSettings, PolicySettings, RewardSettings, RLHFConfig, SFTSettings
 from alignlab.align.rlhf.pipeline import RLHFPipeline
@@ -146,25 +145,6 @@ def results(path: Path) -> dict[str, object]:
     return found
 
 
-def in_child(config: RLHFConfig, path: Path, kill_after: float | None) -> bool:
-    """Run in a process of its own; True where it was killed before it ended."""
-    child = os.fork()
-    if child == 0:
-        code = 1
-        try:
-            run_pipeline(config, path)
-            code = 0
-        finally:
-            os._exit(code)
-    if kill_after is not None:
-        time.sleep(kill_after)
-        os.kill(child, signal.SIGKILL)  # a child that has ended waits for its parent, so the number is still its own
-    status = os.waitpid(child, 0)[1]
-    if not os.WIFSIGNALED(status) and os.WEXITSTATUS(status) != 0:
-        raise SystemExit(f"the run failed with {os.WEXITSTATUS(status)}")
-    return os.WIFSIGNALED(status)
-
-
 def main(model: Path, folder: Path, kills: int, seed: int) -> None:
     """See the head of this file."""
     torch.set_num_threads(1)
@@ -178,12 +158,13 @@ def main(model: Path, folder: Path, kills: int, seed: int) -> None:
         judge=JudgeSettings(reward="comparisons"),
     )
     started = time.monotonic()
-    in_child(config, folder / "whole", None)
+    in_child(lambda: run_pipeline(config, folder / "whole"))
     duration = time.monotonic() - started
     moments, done = random.Random(seed), 0
     for _ in range(kills):
-        done += in_child(config, folder / "killed", moments.uniform(0.3, 1.7) * duration / kills)
-    in_child(config, folder / "killed", None)
+        after = moments.uniform(0.3, 1.7) * duration / kills
+        done += in_child(lambda: run_pipeline(config, folder / "killed"), after)
+    in_child(lambda: run_pipeline(config, folder / "killed"))
     whole, killed = results(folder / "whole"), results(folder / "killed")
     different = sorted(name for name in whole.keys() | killed.keys() if whole.get(name) != killed.get(name))
     print(f"{done} kills; different: {different}; {len(whole)} compared")
