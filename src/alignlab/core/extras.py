@@ -3,9 +3,23 @@
 from __future__ import annotations
 
 import importlib
+from importlib.metadata import PackageNotFoundError, version
 from types import ModuleType
 
 from alignlab.core.errors import MissingExtraError
+
+
+def has_pip() -> bool:
+    """Whether this Python has pip, without looking for its module.
+
+    On Python 3.11 a search for the module `pip` makes every later import of setuptools fail in this process, and with
+    it `torch.compile`.
+    """
+    try:
+        version("pip")
+    except PackageNotFoundError:
+        return False
+    return True
 
 
 def import_extra(module: str, extra: str) -> ModuleType:

