@@ -38,7 +38,11 @@ def figures(html: str) -> list[dict[str, Any]]:
 
 
 def test_scores_curves_and_rewards_are_on_it() -> None:
-    results = [agent("preferences+demonstrations", seed) for seed in (0, 1)] + [agent("demonstrations", 0, steps=0)]
+    results = [  # in the order in which they are trained
+        agent("preferences+demonstrations", 0),
+        agent("demonstrations", 0, steps=0),
+        agent("preferences+demonstrations", 1),
+    ]
     html = atari_page(results, "pong").html()
     assert "<title>Pong from demonstrations and preferences</title>" in html
     rows = [re.sub(r"<[^>]+>", " ", row).split() for row in re.findall(r"<tr>(.*?)</tr>", html)]
@@ -50,8 +54,8 @@ def test_scores_curves_and_rewards_are_on_it() -> None:
     assert "did not part in any agent" in html
     assert "Left undone" not in html
     curves, *rewards = figures(html)
-    lines = {(trace["name"], tuple(trace["y"])) for trace in curves["data"]}
-    assert ("preferences+demonstrations", (7.0, 8.0)) in lines
+    lines = [(trace["name"], tuple(trace["y"])) for trace in curves["data"]]
+    assert lines.count(("preferences+demonstrations", (7.0, 8.0))) == 2
     assert ("demonstrations", (5.75, 5.75)) in lines
     assert ("random actions", (random_scores(results).estimate,) * 2) in lines
     assert len(rewards) == 2

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from itertools import groupby
 
 import numpy as np
 
@@ -27,36 +26,27 @@ def atari_page(results: Sequence[ArmResult], game: str) -> Page:
     if not results:
         raise DataError("results is empty; atari_page needs at least one agent")
     page = Page(f"{game.capitalize()} from demonstrations and preferences", _LEDE)
-    arms, compared = by_arm(results), comparisons(results)
-    verdicts = {name.removeprefix(f"{METHOD} against "): one for name, one in compared.items()}
-    page.key_numbers(
-        [(name, cell.estimate, cell, None) for name, cell in ((n, over_episodes(found)) for n, found in arms.items())]
-    )
+    rows, verdicts = arm_rows(results), comparisons(results)
+    page.key_numbers([(row.arm, row.episodes.estimate, row.episodes, None) for row in rows])
     page.heading("Scores")
-    rows = [
-        [
-            r.arm,
-            len(r.seeds),
-            r.episodes,
-            r.over_seeds if len(r.seeds) > 1 else None,
-            round(r.steps),
-            f"{r.minutes:.1f}",
-        ]
-        for r in arm_rows(results)
+    cells: list[list[object]] = [
+        [r.arm, len(r.seeds), r.episodes, r.over_seeds if r.seeds[1:] else None, round(r.steps), f"{r.minutes:.1f}"]
+        for r in rows
     ]
-    chance = random_scores(results)
     page.table(
         ("agent", "seeds", "score, over episodes", "over seeds", "steps", "minutes"),
-        [*rows, ["random actions", None, chance, None, None, None]],
+        [*cells, ["random actions", None, random_scores(results), None, None, None]],
         caption="Mean scores of test episodes that no curve has seen; over episodes: of these agents",
     )
     if verdicts:
         page.table(
             (f"{METHOD} against", "difference", "p, Holm", ""),
-            [[name, one.difference, one.adjusted_p if one.adjusted_p is not None else one.p_value, Badge(one.verdict)]
-             for name, one in verdicts.items()],
+            [
+                [name.removeprefix(f"{METHOD} against "), one.difference, one.adjusted_p, Badge(one.verdict)]
+                for name, one in verdicts.items()
+            ],
             caption="Paired by the beginnings of the test episodes, of the seeds both have",
-        )  # fmt: skip
+        )
     _curves(page, results)
     _rewards(page, results)
     notes = [f"{r.arm}, seed {r.seed}: the time was up after {r.steps:,} steps." for r in results if not r.in_time]
@@ -70,9 +60,7 @@ def _curves(page: Page, results: Sequence[ArmResult]) -> None:
     played = [r for r in results if r.steps and r.curve]
     if not played:
         return
-    curves: dict[str, list[Points]] = {
-        name: [r.curve for r in found] for name, found in groupby(played, key=lambda r: r.arm)
-    }
+    curves: dict[str, list[Points]] = {name: [r.curve for r in found] for name, found in by_arm(played).items()}
     levels = {name: over_episodes(found) for name, found in by_arm([r for r in results if not r.steps]).items()}
     levels["random actions"] = random_scores(results)
     page.heading("Learning").figure(
