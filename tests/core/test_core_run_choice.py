@@ -10,7 +10,7 @@ import pytest
 
 from alignlab.core.errors import ConfigError
 from alignlab.core.progress import Progress
-from alignlab.core.run_choice import open_or_create
+from alignlab.core.run_choice import open_or_create, run_at
 from alignlab.core.runs import Run
 
 
@@ -71,3 +71,26 @@ def test_nothing_is_made_where_an_input_is_wrong(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="no such file"):
         open_or_create(Config(), name="trial", seed=1, path=tmp_path / "r", check=wrong, progress=Progress.silent())
     assert not (tmp_path / "r").exists()
+
+
+def test_a_run_at_a_place_goes_on_there_and_nowhere_else(tmp_path: Path) -> None:
+    @dataclass(frozen=True)
+    class Seeded:
+        rate: float = 1e-4
+        """Rate."""
+        seed: int = 3
+        """Seed."""
+
+    looked: list[Path | None] = []
+
+    def at(path: Path | None, config: Seeded | None = None) -> Path:
+        with run_at(path, config or Seeded(), name="trial", check=lambda: looked.append(path)) as run:
+            return run.path
+
+    place = tmp_path / "here"
+    assert at(place) == at(place) == place
+    assert looked == [place]  # what the config names is looked at before there is a run, and not again
+    assert Run.read(place).config_dict["seed"] == 3
+    assert at(None) != at(None)  # without a place each is new, though the settings are the same
+    with pytest.raises(ConfigError, match="rate"):
+        at(place, Seeded(rate=1.0))

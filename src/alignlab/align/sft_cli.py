@@ -89,22 +89,20 @@ class FineTuneCommand(FineTuneConfig):
 def sft(argv: list[str]) -> int:
     """The `alignlab sft` command; returns its exit code."""
     from alignlab.core.progress import Progress
-    from alignlab.core.runs import Run
+    from alignlab.core.run_choice import run_at
 
     command = parse_cli(FineTuneCommand, argv, prog="alignlab sft", first="data")
     config = FineTuneConfig(**{f.name: getattr(command, f.name) for f in fields(FineTuneConfig)})
-    if command.run is not None and command.run.exists():
-        run = Run.open(command.run, config=config, sinks=command.sinks)
-    else:
+
+    def check() -> None:
         check_base(config)
         if config.filters:
             from alignlab.align.sft_filters import check_filters
 
             check_filters(config.filters, config.filter)
-        run = Run.create(config, name="sft", seed=config.seed, path=command.run, sinks=command.sinks)
-    progress = Progress()
-    with run:
-        output = run.stage("sft", lambda: fine_tune(config, run, progress))
+
+    with run_at(command.run, config, name="sft", sinks=command.sinks, check=check) as run:
+        output = run.stage("sft", lambda: fine_tune(config, run, Progress()))
         print(f"{output['examples']} examples, {output['steps']} updates, loss {output['loss']:.4f} nats a token")
         print(f"run  {run.path}")
         print(f"talk to it:  alignlab chat {config.name}")

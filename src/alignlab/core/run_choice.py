@@ -12,6 +12,24 @@ from alignlab.core.progress import Progress
 from alignlab.core.runs import Run, find_same
 
 
+def run_at(
+    path: Path | None,
+    config: Any,
+    *,
+    name: str,
+    sinks: tuple[str, ...] = (),
+    check: Callable[[], object] = lambda: None,
+) -> Run:
+    """The run in `path`, to go on with, or a new one there (None: below ./runs) once `check` has found nothing wrong.
+
+    `config` has a `seed`. ConfigError tells where a run that is there was started differently.
+    """
+    if path is not None and path.exists():
+        return Run.open(path, config=config, sinks=sinks)
+    check()
+    return Run.create(config, name=name, seed=config.seed, path=path, sinks=sinks)
+
+
 def open_or_create(
     config: Any,
     *,

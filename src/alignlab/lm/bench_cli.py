@@ -93,14 +93,10 @@ def _bench_model(argv: list[str]) -> int:
     command = parse_cli(BenchCommand, argv, prog="alignlab bench model", first="model")
     config = BenchConfig(**{f.name: getattr(command, f.name) for f in fields(BenchConfig)})
     from alignlab.core.progress import Progress
-    from alignlab.core.runs import Run
+    from alignlab.core.run_choice import run_at
     from alignlab.lm.bench_model import table
 
-    if command.run is not None and command.run.exists():
-        run = Run.open(command.run, config=config)
-    else:
-        run = Run.create(config, name="bench-model", seed=config.seed, path=command.run)
-    with run:
+    with run_at(command.run, config, name="bench-model") as run:
         results = measure(config, run, Progress())
         text = f"{heading(results)}\n\n{table(results['rows'])}\n"
         run.write_artifact("bench.json", results)

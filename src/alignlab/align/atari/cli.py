@@ -83,17 +83,13 @@ def atari(argv: list[str]) -> int:
     from alignlab.align.atari.measures import ArmResult, as_lines, as_record
     from alignlab.align.atari.page import atari_page
     from alignlab.core.device import pick_device
-    from alignlab.core.runs import Run
+    from alignlab.core.run_choice import run_at
 
     load_ale()
     pick_device(command.device)  # what is missing is said before there is a run
     config = AtariTraining(**{f.name: getattr(command, f.name) for f in fields(AtariTraining)})
     settings = settings_of(config)
-    if command.run is not None and command.run.exists():
-        run = Run.open(command.run, config=config, sinks=command.sinks)
-    else:
-        run = Run.create(config, name="atari", seed=config.seed, path=command.run, sinks=command.sinks)
-    with run:
+    with run_at(command.run, config, name="atari", sinks=command.sinks) as run:
         results = []
         for seed in range(config.seed, config.seed + config.seeds):
             for arm in config.arms:

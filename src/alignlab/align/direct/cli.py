@@ -91,17 +91,16 @@ def prefer(argv: list[str]) -> int:
     command = parse_cli(PreferCommand, argv, prog="alignlab prefer", first="data")
     from alignlab.align.direct.reading import read_data
     from alignlab.core.progress import Progress
-    from alignlab.core.runs import Run
+    from alignlab.core.run_choice import run_at
     from alignlab.lm.language_model import resolve
 
     config = PreferConfig(**{f.name: getattr(command, f.name) for f in fields(PreferConfig)})
-    if command.run is not None and command.run.exists():
-        run = Run.open(command.run, config=config, sinks=command.sinks)
-    else:
-        read_data(config.data, config.method)  # a wrong file or name is refused before there is a run
+
+    def check() -> None:  # a wrong file or name is refused before there is a run
+        read_data(config.data, config.method)
         resolve(config.model)
-        run = Run.create(config, name="prefer", seed=config.seed, path=command.run, sinks=command.sinks)
-    with run:
+
+    with run_at(command.run, config, name="prefer", sinks=command.sinks, check=check) as run:
         output = run.stage("prefer", lambda: tune(config, run, Progress()))
         print(f"{output['learned']} {output['unit']} learned from by {config.method}, {output['steps']} updates")
         if output["lines"]:

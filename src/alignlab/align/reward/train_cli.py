@@ -111,17 +111,13 @@ def train(argv: list[str]) -> int:
     command = parse_cli(RewardTrainCommand, argv, prog="alignlab reward train", first="data")
     from alignlab.align.reward.readers import read_pairs
     from alignlab.core.progress import Progress
-    from alignlab.core.runs import Run
+    from alignlab.core.run_choice import run_at
 
     config = RewardTraining(**{f.name: getattr(command, f.name) for f in fields(RewardTraining)})
     for path in (config.data, config.validation, config.pretrain):
         if path is not None:
             read_pairs(path, most=1)  # a wrong file is refused before there is a run
-    if command.run is not None and command.run.exists():
-        run = Run.open(command.run, config=config, sinks=command.sinks)
-    else:
-        run = Run.create(config, name="reward", seed=config.seed, path=command.run, sinks=command.sinks)
-    with run:
+    with run_at(command.run, config, name="reward", sinks=command.sinks) as run:
         output = run.stage("reward", lambda: train_and_measure(config, run, Progress()))
         print(f"{output['learned']} comparisons learned from; on {output['measured']} of other dialogues:")
         print("\n".join(output["lines"]))

@@ -70,15 +70,11 @@ def trajectories(argv: list[str]) -> int:
     """The `alignlab reward trajectories` command; returns its exit code."""
     command = parse_cli(TrajectoryCommand, argv, prog="alignlab reward trajectories")
     from alignlab.align.trajectories.measures import SeedResult, as_lines, as_record, summarise
-    from alignlab.core.runs import Run
+    from alignlab.core.run_choice import run_at
 
     config = TrajectoryTraining(**{f.name: getattr(command, f.name) for f in fields(TrajectoryTraining)})
     settings = settings_of(config)
-    if command.run is not None and command.run.exists():
-        run = Run.open(command.run, config=config, sinks=command.sinks)
-    else:
-        run = Run.create(config, name="trajectories", seed=config.seed, path=command.run, sinks=command.sinks)
-    with run:
+    with run_at(command.run, config, name="trajectories", sinks=command.sinks) as run:
         results = []
         for seed in range(config.seed, config.seed + config.seeds):
             found = run.stage(f"seed-{seed}", lambda seed=seed: one_seed(config, settings, seed, run))  # type: ignore[misc]
