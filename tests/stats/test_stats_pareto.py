@@ -145,8 +145,8 @@ def test_seeds_speak_where_there_are_three() -> None:
 
 def test_a_point_of_one_training_among_points_of_three() -> None:
     """A model before training has one measurement; the others' seeds still count, in the volume and in differences."""
-    table = planted(seeds=3)
-    values = dict(table.values)
+    table, rng = planted(seeds=3), np.random.default_rng(4)
+    values = {name: own + 0.5 * rng.normal(size=(3, 1, 2)) for name, own in table.values.items()}
     mixed = point_table(values | {"low": values["low"][:1]}, table.objectives)
     assert mixed.repeated == tuple(name != "low" for name in mixed.names)
     assert not mixed.new_trainings

@@ -324,6 +324,20 @@ def test_another_system_refuses(monkeypatch: pytest.MonkeyPatch) -> None:
     assert not isolation().available
 
 
+@pytest.mark.parametrize(
+    ("code", "cpu", "verdict"),
+    [
+        (-signal.SIGXCPU, 0.86, "timeout"),  # as a busy machine reports a whole second
+        (-signal.SIGXCPU, 0.1, "killed"),  # it sent itself the signal
+        (-signal.SIGKILL, 0.95, "timeout"),
+        (-signal.SIGKILL, 0.86, "killed"),
+    ],
+)
+def test_processor_time_is_told_by_its_signal(code: int, cpu: float, verdict: str) -> None:
+    outcome = {"ready": True, "code": int(code), "cpu": cpu, "stdout": "", "stderr": "", "seconds": 1.0, "peak": 0}
+    assert _judged(outcome, Program(""), Limits(cpu_seconds=1), 1, "none").verdict == verdict
+
+
 def test_an_outcome_without_a_status_is_never_a_pass() -> None:
     for outcome in (
         {},

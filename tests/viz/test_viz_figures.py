@@ -12,6 +12,7 @@ from alignlab.core.errors import DataError
 from alignlab.stats.interval import Interval, wilson
 from alignlab.viz.figures import cost_bars, difference_plot, kl_reward, line, stage_bars
 from alignlab.viz.theme import COLOURWAY, INK
+from alignlab.viz.training_figures import learning_curves
 
 
 def luminance(colour: str) -> float:
@@ -67,6 +68,19 @@ def test_line_leaves_gaps() -> None:
     assert figure.layout.showlegend is False
 
 
+def test_learning_curves_share_a_colour_and_one_entry_of_the_legend() -> None:
+    lines = {"ours": [[(0, 1.0), (4, 2.0)], [(0, math.nan), (6, 3.0)]], "other": [[(2, 0.0)]]}
+    levels = {"base": Interval(0.5, 0.25, 0.75, 9), "one seed": Interval(0.1, -math.inf, math.inf, 1)}
+    figure = learning_curves(lines, levels, x_label="steps", y_label="score")
+    one, two, other, base, single = figure.data
+    assert [trace.showlegend for trace in (one, two, other)] == [True, False, True]
+    assert one.line.color == two.line.color != other.line.color
+    assert list(two.y) == [None, 3.0]
+    assert (list(base.x), list(base.y)) == ([0, 6], [0.5, 0.5])
+    assert list(single.y) == [0.1, 0.1]
+    assert [(band.y0, band.y1) for band in figure.layout.shapes] == [(0.25, 0.75)]  # none where it is unbounded
+
+
 def test_cost_bars_name_time_and_share() -> None:
     figure = cost_bars({"sft": 30.0, "rl": 90.0})
     assert list(figure.data[0].text) == ["30 s · 25%", "1.5 min · 75%"]
@@ -80,6 +94,7 @@ def test_cost_bars_name_time_and_share() -> None:
         difference_plot({"<i>s": Interval(0.1, 0.0, 0.2, 3)}),
         line({"<i>s": [(0, 1.0)]}, x_label="<b>m", y_label="y"),
         cost_bars({"<i>s": 1.0}, unit="<b>"),
+        learning_curves({"<i>s": [[(0, 1.0)]]}, {"<b>": Interval(0.1, 0.0, 0.2, 3)}, x_label="<b>m", y_label="y"),
     ],
 )
 def test_names_are_escaped_and_ground_is_transparent(figure: go.Figure) -> None:
@@ -106,6 +121,7 @@ def test_colours_read_on_both_grounds(ground: str) -> None:
         (lambda: stage_bars({}), "metrics is empty"),
         (lambda: difference_plot({}), "differences is empty"),
         (lambda: line({"a": []}, x_label="x", y_label="y"), "series is empty"),
+        (lambda: learning_curves({"a": [[]]}, {}, x_label="x", y_label="y"), "curves holds no points"),
         (lambda: cost_bars({}), "costs is empty"),
         (lambda: cost_bars({"rl": -1.0}), "cost of 'rl' is -1.0"),
         (lambda: cost_bars({"rl": math.nan}), "cost of 'rl' is nan"),

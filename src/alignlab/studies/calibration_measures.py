@@ -89,7 +89,7 @@ def ece_difference(
 
     Items are drawn again as pairs. Drawing makes every calibration error larger, so the spread of the bootstrap is put
     around the observed difference, less its own mean: this assumes that the bias is about the same on both sides. Where
-    the two differ on few of 200 items, an interval of 95 % covers 0.92 of simulated changes.
+    200 items are answered alike but for a shift, an interval of 95 % covers 0.914 to 0.917 of simulated changes.
     """
     both = before.scored & after.scored
     a, b = (np.stack([one.confidence[both], one.correct[both]]) for one in (before, after))

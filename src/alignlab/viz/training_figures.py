@@ -55,10 +55,11 @@ def learning_curves(
 ) -> go.Figure:
     """One colour a name and one line a training; beside them levels that nothing changes, dashed, with their intervals.
 
-    Raises DataError without a single curve.
+    Raises DataError without a single point.
     """
-    if not any(curves.values()):
-        raise DataError("curves is empty; learning_curves needs at least one curve")
+    ends = [x for lines in curves.values() for points in lines for x, _ in points]
+    if not ends:
+        raise DataError("curves holds no points; learning_curves needs at least one")
     figure = go.Figure()
     colours = (_BLUE, _GREEN, _ORANGE, _PURPLE, _RED, _GREY)
     for i, (name, lines) in enumerate(curves.items()):
@@ -69,7 +70,6 @@ def learning_curves(
                 line={"width": 2, "color": colours[i % len(colours)]},
                 hovertemplate=f"{label(name)}<br>%{{x}}: %{{y:.4g}}<extra></extra>",
             )  # fmt: skip
-    ends = [x for lines in curves.values() for points in lines for x, _ in points]
     for i, (name, cell) in enumerate(levels.items(), start=len(curves)):
         colour = colours[i % len(colours)]
         figure.add_scatter(

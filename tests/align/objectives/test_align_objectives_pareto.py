@@ -85,6 +85,18 @@ def test_three_trainings_make_claims_about_new_ones(tmp_path: Path) -> None:
     assert account.beaten == {"poor": ["even"]}
 
 
+def test_a_point_of_one_training_does_not_hide_the_others(tmp_path: Path) -> None:
+    file = plant(tmp_path / "points.jsonl", seeds=3)
+    rows = [json.loads(line) for line in file.read_text().splitlines()]
+    kept = [row for row in rows if row["point"] != "poor" or row["seed"] == 0]
+    file.write_text("".join(json.dumps(row) + "\n" for row in kept))
+    account = Tradeoffs(read_points([file]))
+    assert "1 to 3 trainings each" in account.scope
+    assert account.scope.endswith("for new items, and for new trainings of points with three or more")
+    assert account.intervals["kind"]["helpful"].method == "crossed t"
+    assert account.intervals["poor"]["helpful"].method != "crossed t"
+
+
 def test_runs_that_differ_in_their_seed_are_one_point(tmp_path: Path) -> None:
     points = read_points([plant_runs(tmp_path / "runs")])
     assert points.table.names == ("weight=0.2", "weight=0.8")
